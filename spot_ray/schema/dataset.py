@@ -1,0 +1,71 @@
+"""`dataset.json`: what holds for a whole dataset."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from spot_ray.errors import DataError
+from spot_ray.schema.sensors import LidarSpec
+from spot_ray.schema.taxonomy import Taxonomy
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True)
+class ExtraColumn:
+    """A point column of the source's own.
+
+    Args:
+        dtype: NumPy dtype name, e.g. `float32`.
+        unit: Its unit, e.g. `m/s`.
+    """
+
+    dtype: str
+    unit: str
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """What `dataset.json` holds.
+
+    Args:
+        name: Name of the dataset.
+        rig: Its LiDARs, with unique `lidar_id`s.
+        taxonomy: Its classes.
+        extra: Point columns of its own, by name.
+        compression: Parquet codec of the shards.
+        lossless: Whether coordinates are stored as float32 and not quantised to 5 mm.
+        licence: Licence of the data.
+        provenance: Where the data came from.
+        schema_version: Version of the schema.
+
+    Raises:
+        DataError: If the rig is empty or a `lidar_id` occurs twice.
+    """
+
+    name: str
+    rig: tuple[LidarSpec, ...]
+    taxonomy: Taxonomy
+    extra: dict[str, ExtraColumn] = field(default_factory=dict)
+    compression: str = "zstd"
+    lossless: bool = False
+    licence: str = ""
+    provenance: str = ""
+    schema_version: int = SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        """Check the rig."""
+        ids = [lidar.lidar_id for lidar in self.rig]
+        if not ids or len(set(ids)) != len(ids):
+            raise DataError(f"lidar_ids of the rig are {ids}", where=f"dataset {self.name!r}", expected="unique ids")
+
+    def lidar(self, lidar_id: int) -> LidarSpec:
+        """Return the LiDAR of an id.
+
+        Raises:
+            DataError: If the rig has no such LiDAR.
+        """
+        for spec in self.rig:
+            if spec.lidar_id == lidar_id:
+                return spec
+        raise DataError(f"no LiDAR {lidar_id} in the rig", where=f"dataset {self.name!r}")

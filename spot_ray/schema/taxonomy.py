@@ -1,0 +1,185 @@
+"""The taxonomy: which classes a dataset has, how they look, and what its sources' own class ids mean.
+
+It belongs to the dataset. Class ids count from 1 in the order of `classes`; 0 is empty space (occupancy only) and 255
+is unlabelled (a point) or unobserved (a voxel). Shards keep the source's own ids, so that a better map needs no new
+conversion: :meth:`Taxonomy.lookup` maps them on reading.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from spot_ray.errors import DataError
+
+EMPTY = 0
+IGNORE = 255
+UNLABELLED_SOURCE = 65535
+"""Source class id of a point that its source left without a label."""
+
+
+@dataclass(frozen=True)
+class SemanticClass:
+    """One class.
+
+    Args:
+        name: Its name, unique in the taxonomy.
+        color: (red, green, blue), 0 to 255, for pictures.
+        foreground: Whether it is an object that class balancing and the loss weights favour.
+        ground: Whether it is a surface to drive or walk on (metrics also report figures without ground).
+        labelled: Whether the source can label it at all; if not, it is masked in the loss of this dataset's frames.
+        paper_class: Its name among the paper's 15 classes, or None if none fits.
+    """
+
+    name: str
+    color: tuple[int, int, int]
+    foreground: bool = False
+    ground: bool = False
+    labelled: bool = True
+    paper_class: str | None = None
+
+
+@dataclass(frozen=True)
+class SourceClass:
+    """One class id of the source, as points and boxes carry it.
+
+    Args:
+        id: 0 to 65534.
+        name: The source's own name of it.
+        target: The name of the taxonomy's class that it maps to, or None: unlabelled.
+    """
+
+    id: int
+    name: str
+    target: str | None
+
+
+@dataclass(frozen=True)
+class Taxonomy:
+    """Classes and the map from source ids to them.
+
+    Args:
+        name: Name of the taxonomy.
+        classes: The classes; the first has id 1.
+        sources: All source ids that points and boxes may carry. Boxes and points share the ids.
+
+    Raises:
+        DataError: If a name or id occurs twice, a target is not a class, or there are no or more than 254 classes.
+    """
+
+    name: str
+    classes: tuple[SemanticClass, ...]
+    sources: tuple[SourceClass, ...]
+
+    def __post_init__(self) -> None:
+        """Check names, ids and targets."""
+        names = [c.name for c in self.classes]
+        ids = [s.id for s in self.sources]
+        where = f"taxonomy {self.name!r}"
+        if not 1 <= len(names) <= 254:
+            raise DataError(f"{len(names)} classes", where=where, expected="1 to 254")
+        for what, values in (("class", names), ("source id", ids)):
+            twice = sorted({str(v) for v in values if values.count(v) > 1})
+            if twice:
+                raise DataError(f"{what} {', '.join(twice)} occurs twice", where=where, expected="unique values")
+        for source in self.sources:
+            if not 0 <= source.id < UNLABELLED_SOURCE:
+                raise DataError(f"source id {source.id}", where=where, expected=f"0 to {UNLABELLED_SOURCE - 1}")
+            if source.target is not None and source.target not in names:
+                raise DataError(
+                    f"source class {source.name!r} maps to {source.target!r}, which is not a class",
+                    where=where,
+                    expected=f"one of {', '.join(names)}, or None",
+                )
+
+    @classmethod
+    def from_classes(cls, name: str, classes: tuple[SemanticClass, ...]) -> Taxonomy:
+        """Return a taxonomy whose source ids are its own class ids, 1 to N."""
+        sources = tuple(SourceClass(i + 1, c.name, c.name) for i, c in enumerate(classes))
+        return cls(name, classes, sources)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, empty not counted."""
+        return len(self.classes)
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes 1 to N."""
+        return tuple(c.name for c in self.classes)
+
+    def id_of(self, name: str) -> int:
+        """Return the id (1 to N) of a class name."""
+        return self.class_names.index(name) + 1
+
+    def source_id_of(self, name: str) -> int:
+        """Return the source id of a source class name.
+
+        Raises:
+            DataError: If the source has no class of this name.
+        """
+        for source in self.sources:
+            if source.name == name:
+                return source.id
+        raise DataError(f"no source class {name!r}", where=f"taxonomy {self.name!r}")
+
+    def mask(self, attribute: str) -> npt.NDArray[np.bool_]:
+        """Return (N + 1,) bool over ids 0 to N of `foreground`, `ground` or `labelled`; empty is False."""
+        return np.array([False, *(bool(getattr(c, attribute)) for c in self.classes)])
+
+    def colors(self) -> npt.NDArray[np.uint8]:
+        """Return (N + 1, 3) uint8 colours of ids 0 to N; empty is white."""
+        return np.array([(255, 255, 255), *(c.color for c in self.classes)], dtype=np.uint8)
+
+    def lookup(self) -> npt.NDArray[np.uint8]:
+        """Return the (65536,) uint8 table from source id to class id 1 to N; 255 where unlabelled or unknown."""
+        table = np.full(65536, IGNORE, dtype=np.uint8)
+        for source in self.sources:
+            if source.target is not None:
+                table[source.id] = self.id_of(source.target)
+        return table
+
+    def class_counts(self, counts_by_source: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
+        """Return counts by class from counts by source class.
+
+        Args:
+            counts_by_source: (..., number of `sources`), in the order of `sources`.
+
+        Returns:
+            (..., N + 1) int64 over ids 0 to N; 0 stays zero.
+        """
+        result = np.zeros((*counts_by_source.shape[:-1], self.num_classes + 1), dtype=np.int64)
+        for i, source in enumerate(self.sources):
+            if source.target is not None:
+                result[..., self.id_of(source.target)] += counts_by_source[..., i]
+        return result
+
+
+PAPER_CLASSES: tuple[SemanticClass, ...] = tuple(
+    SemanticClass(name, color, foreground=name in _FOREGROUND, ground=name in _GROUND, paper_class=name)
+    for _FOREGROUND, _GROUND in [
+        ({"vehicle", "pedestrian", "cyclist", "bicycle", "motorcycle"}, {"road", "walkable"})
+    ]
+    for name, color in {
+        "general object": (120, 120, 120),
+        "vehicle": (0, 100, 230),
+        "pedestrian": (220, 20, 60),
+        "sign": (240, 200, 0),
+        "cyclist": (255, 100, 0),
+        "traffic light": (250, 140, 180),
+        "pole": (90, 60, 120),
+        "construction cone": (255, 160, 60),
+        "bicycle": (140, 20, 20),
+        "motorcycle": (0, 180, 200),
+        "building": (190, 150, 110),
+        "vegetation": (30, 140, 50),
+        "tree trunk": (110, 75, 30),
+        "road": (150, 80, 150),
+        "walkable": (225, 170, 220),
+    }.items()
+)
+"""The paper's 15 classes in the order of Occ3D-Waymo; id = position + 1."""
+
+PAPER_TAXONOMY = Taxonomy.from_classes("paper", PAPER_CLASSES)
