@@ -157,28 +157,31 @@ class Taxonomy:
         return result
 
 
+_PAPER_COLORS = {
+    "general object": (120, 120, 120),
+    "vehicle": (0, 100, 230),
+    "pedestrian": (220, 20, 60),
+    "sign": (240, 200, 0),
+    "cyclist": (255, 100, 0),
+    "traffic light": (250, 140, 180),
+    "pole": (90, 60, 120),
+    "construction cone": (255, 160, 60),
+    "bicycle": (140, 20, 20),
+    "motorcycle": (0, 180, 200),
+    "building": (190, 150, 110),
+    "vegetation": (30, 140, 50),
+    "tree trunk": (110, 75, 30),
+    "road": (150, 80, 150),
+    "walkable": (225, 170, 220),
+}
+_PAPER_FOREGROUND = {"vehicle", "pedestrian", "cyclist", "bicycle", "motorcycle"}
+_PAPER_GROUND = {"road", "walkable"}
+
 PAPER_CLASSES: tuple[SemanticClass, ...] = tuple(
-    SemanticClass(name, color, foreground=name in _FOREGROUND, ground=name in _GROUND, paper_class=name)
-    for _FOREGROUND, _GROUND in [
-        ({"vehicle", "pedestrian", "cyclist", "bicycle", "motorcycle"}, {"road", "walkable"})
-    ]
-    for name, color in {
-        "general object": (120, 120, 120),
-        "vehicle": (0, 100, 230),
-        "pedestrian": (220, 20, 60),
-        "sign": (240, 200, 0),
-        "cyclist": (255, 100, 0),
-        "traffic light": (250, 140, 180),
-        "pole": (90, 60, 120),
-        "construction cone": (255, 160, 60),
-        "bicycle": (140, 20, 20),
-        "motorcycle": (0, 180, 200),
-        "building": (190, 150, 110),
-        "vegetation": (30, 140, 50),
-        "tree trunk": (110, 75, 30),
-        "road": (150, 80, 150),
-        "walkable": (225, 170, 220),
-    }.items()
+    SemanticClass(
+        name, color, foreground=name in _PAPER_FOREGROUND, ground=name in _PAPER_GROUND, paper_class=name
+    )
+    for name, color in _PAPER_COLORS.items()
 )
 """The paper's 15 classes in the order of Occ3D-Waymo; id = position + 1."""
 

@@ -1,0 +1,77 @@
+"""Sizes of the network. Defaults are the full size of REFERENCE: OpenPCDet's Waymo encoder, the paper's decoder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class VoxelConfig:
+    """The input voxels.
+
+    Args:
+        point_cloud_range_m: x, y, z lower, then x, y, z upper corner, metres, ego frame.
+        voxel_size_m: Edge lengths, metres.
+        max_points: Points that count in a voxel's mean (the first ones), or None: all.
+    """
+
+    point_cloud_range_m: tuple[float, float, float, float, float, float] = (-75.2, -75.2, -2.0, 75.2, 75.2, 4.0)
+    voxel_size_m: tuple[float, float, float] = (0.1, 0.1, 0.15)
+    max_points: int | None = None
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """The sparse 3D encoder, `VoxelResBackBone8x`.
+
+    Args:
+        channels: Channels of the four stages (strides 1, 2, 4, 8).
+        out_channels: Channels of the last convolution, which halves the height.
+        blocks: Residual blocks a stage.
+    """
+
+    channels: tuple[int, int, int, int] = (16, 32, 64, 128)
+    out_channels: int = 128
+    blocks: int = 2
+
+
+@dataclass(frozen=True)
+class BevConfig:
+    """The dense 2D encoder.
+
+    Args:
+        layers: 3 × 3 convolutions a block, after the first one that strides.
+        strides: Stride of each block.
+        filters: Channels of each block.
+        upsample_strides: Factor by which each block's output is upsampled.
+        upsample_filters: Channels of each upsampled output; they are concatenated.
+    """
+
+    layers: tuple[int, ...] = (5, 5)
+    strides: tuple[int, ...] = (1, 2)
+    filters: tuple[int, ...] = (128, 256)
+    upsample_strides: tuple[int, ...] = (1, 2)
+    upsample_filters: tuple[int, ...] = (256, 256)
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """The occupancy decoder: 2D transposed convolutions with kernel 3, then a linear head.
+
+    Args:
+        channels: Output channels of each transposed convolution.
+        strides: Stride of each; their product takes the BEV cell to the label's cell.
+    """
+
+    channels: tuple[int, ...] = (128, 128, 128)
+    strides: tuple[int, ...] = (2, 1, 1)
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The whole network."""
+
+    voxel: VoxelConfig = field(default_factory=VoxelConfig)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
+    bev: BevConfig = field(default_factory=BevConfig)
+    decoder: DecoderConfig = field(default_factory=DecoderConfig)
