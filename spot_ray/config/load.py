@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import functools
 import json
 from typing import Any, TypeVar
 
@@ -56,12 +55,11 @@ def suggestion(name: str, candidates: list[str]) -> str:
     return f"did you mean {near[0]!r}?" if near else f"choose one of: {', '.join(candidates)}"
 
 
-@functools.cache
-def _adapter(cls: type[T]) -> Any:
+def _adapter(cls: Any) -> Any:
     from pydantic import ConfigDict, TypeAdapter
 
     if "__pydantic_config__" not in vars(cls):
-        cls.__pydantic_config__ = ConfigDict(strict=True, extra="forbid")  # type: ignore[attr-defined]
+        cls.__pydantic_config__ = ConfigDict(strict=True, extra="forbid")
     return TypeAdapter(cls)
 
 

@@ -53,7 +53,7 @@ class VoxelGrid:
     def voxel_of(self, xyz: npt.NDArray[np.floating]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.bool_]]:
         """Return the (N, 3) int32 voxel index of (N, 3) points in metres, and (N,) whether it lies in the grid."""
         scaled = (np.asarray(xyz, dtype=np.float64) - self.lower_m) / self.voxel_size_m
-        inside = ((scaled >= 0) & (scaled < self.shape)).all(axis=1)
+        inside: npt.NDArray[np.bool_] = np.all((scaled >= 0) & (scaled < self.shape), axis=1)
         index = np.floor(np.where(inside[:, None], scaled, 0)).astype(np.int32)
         return index, inside
 
@@ -68,7 +68,7 @@ class VoxelGrid:
 
     def centers(self, linear: npt.NDArray[np.integer]) -> npt.NDArray[np.float64]:
         """Return the (N, 3) float64 centres in metres of (N,) linear indices."""
-        return (self.unravel(linear) + 0.5) * self.voxel_size_m + self.lower_m
+        return (self.unravel(linear) + 0.5) * np.asarray(self.voxel_size_m) + np.asarray(self.lower_m)
 
 
 def pack_bits(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint8]:

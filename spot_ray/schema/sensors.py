@@ -58,7 +58,8 @@ class LidarSpec:
             raise DataError(f"vfov_deg is {self.vfov_deg}", where=where, expected="(lowest, highest), degrees")
         if self.inclinations_deg is not None and len(self.inclinations_deg) != self.num_beams:
             raise DataError(
-                f"{len(self.inclinations_deg)} inclinations for {self.num_beams} beams", where=where,
+                f"{len(self.inclinations_deg)} inclinations for {self.num_beams} beams",
+                where=where,
                 expected="one inclination a beam",
             )
         if not se3.is_rigid(self.ego_SE3_lidar):

@@ -163,7 +163,8 @@ class Sweep:
             values = self.extra[column] if column in self.extra else getattr(self, column)
             if values is not None and values.shape != (len(self.xyz),):
                 raise DataError(
-                    f"point column {column!r} has the shape {values.shape}", where=self.name,
+                    f"point column {column!r} has the shape {values.shape}",
+                    where=self.name,
                     expected=f"({len(self.xyz)},), one value a point",
                 )
         bad = ~np.isfinite(self.xyz).all(axis=1)

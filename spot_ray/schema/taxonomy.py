@@ -80,8 +80,8 @@ class Taxonomy:
         where = f"taxonomy {self.name!r}"
         if not 1 <= len(names) <= 254:
             raise DataError(f"{len(names)} classes", where=where, expected="1 to 254")
-        for what, values in (("class", names), ("source id", ids)):
-            twice = sorted({str(v) for v in values if values.count(v) > 1})
+        for what, values in (("class", names), ("source id", [str(i) for i in ids])):
+            twice = sorted({v for v in values if values.count(v) > 1})
             if twice:
                 raise DataError(f"{what} {', '.join(twice)} occurs twice", where=where, expected="unique values")
         for source in self.sources:
@@ -178,9 +178,7 @@ _PAPER_FOREGROUND = {"vehicle", "pedestrian", "cyclist", "bicycle", "motorcycle"
 _PAPER_GROUND = {"road", "walkable"}
 
 PAPER_CLASSES: tuple[SemanticClass, ...] = tuple(
-    SemanticClass(
-        name, color, foreground=name in _PAPER_FOREGROUND, ground=name in _PAPER_GROUND, paper_class=name
-    )
+    SemanticClass(name, color, foreground=name in _PAPER_FOREGROUND, ground=name in _PAPER_GROUND, paper_class=name)
     for name, color in _PAPER_COLORS.items()
 )
 """The paper's 15 classes in the order of Occ3D-Waymo; id = position + 1."""

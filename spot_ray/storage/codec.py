@@ -1,0 +1,281 @@
+"""Sweeps and occupancies to Parquet rows and back.
+
+Point columns are planar little-endian blobs, one binary value a frame: lists would pay Parquet's level decoding, some
+5 ms a frame. A blob's element width is its length divided by `num_points`, so no dtype needs to be stored: integers
+take the narrowest width that holds the frame's values; `intensity` and `elongation` are uint8 where they are whole
+numbers from 0 to 255, else float16 (relative error ≤ 4.9e-4), else float32. Coordinates are three planes, x then y
+then z, in steps of `xyz_scale_m` as int16 or int32, whichever the frame's range needs (error ≤ 2.5 mm, nothing
+clipped), or float32 where `xyz_scale_m` is 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from spot_ray.errors import DataError
+from spot_ray.schema.dataset import DatasetInfo
+from spot_ray.schema.occupancy import Occupancy
+from spot_ray.schema.sweep import BOX_COLUMNS, POINT_DTYPES, Boxes, Sweep
+
+XYZ_STEP_M = 0.005
+EXTRA = "extra."
+
+_SCALARS = (
+    pa.field("sequence_id", pa.string(), nullable=False),
+    pa.field("frame_id", pa.string(), nullable=False),
+    pa.field("timestamp_ns", pa.int64(), nullable=False),
+    pa.field("world_SE3_ego", pa.list_(pa.float64(), 16)),
+    pa.field("num_points", pa.int32(), nullable=False),
+    pa.field("class_point_counts", pa.list_(pa.int64())),
+    pa.field("class_box_counts", pa.list_(pa.int64())),
+    pa.field("motion_compensated", pa.bool_()),
+    pa.field("sweep_pose_time_offset_ns", pa.list_(pa.int64())),
+    pa.field("sweep_poses", pa.list_(pa.float64())),
+    pa.field("calibration", pa.string()),
+    pa.field("xyz_scale_m", pa.float64(), nullable=False),
+)
+_BOXES = (
+    pa.field("boxes", pa.list_(pa.float32())),
+    pa.field("box_source_class", pa.list_(pa.uint16())),
+    pa.field("box_track_id", pa.list_(pa.string())),
+    pa.field("box_attribute", pa.list_(pa.string())),
+    *(pa.field(f"box_{name}", pa.list_(pa.from_numpy_dtype(dtype))) for name, (dtype, _) in BOX_COLUMNS.items()),
+    pa.field("ignore_regions", pa.list_(pa.float32())),
+)
+SCALAR_COLUMNS = tuple(f.name for f in _SCALARS)
+BOX_COLUMN_NAMES = tuple(f.name for f in _BOXES)
+
+OCCUPANCY_SCHEMA = pa.schema(
+    [
+        pa.field("sequence_id", pa.string(), nullable=False),
+        pa.field("frame_id", pa.string(), nullable=False),
+        pa.field("num_occupied", pa.int32(), nullable=False),
+        pa.field("index", pa.binary(), nullable=False),
+        pa.field("semantic", pa.binary(), nullable=False),
+        pa.field("observed", pa.binary(), nullable=False),
+        pa.field("observed_by_frame", pa.binary()),
+    ]
+)
+
+
+def sweep_schema(info: DatasetInfo) -> pa.Schema:
+    """Return the Arrow schema of a dataset's shards: scalars first, boxes, then the blobs."""
+    blobs = ["xyz", *POINT_DTYPES, *(EXTRA + name for name in info.extra)]
+    return pa.schema([*_SCALARS, *_BOXES, *(pa.field(name, pa.binary()) for name in blobs)])
+
+
+def columns_for(names: Sequence[str]) -> list[str]:
+    """Return the Parquet columns that hold the given names in memory.
+
+    Args:
+        names: Of `xyz`, the point columns, `extra.NAME`, and `boxes` (with `ignore_regions`).
+    """
+    blobs = [name for name in names if name != "boxes"]
+    return [*SCALAR_COLUMNS, *(BOX_COLUMN_NAMES if "boxes" in names else ()), *blobs]
+
+
+def encode_sweep(sweep: Sweep, info: DatasetInfo) -> dict[str, Any]:
+    """Return the Parquet row of a sweep, whose contents have been checked against `info`."""
+    scale, xyz = _encode_xyz(sweep.xyz, lossless=info.lossless)
+    row: dict[str, Any] = {
+        "sequence_id": sweep.sequence_id,
+        "frame_id": sweep.frame_id,
+        "timestamp_ns": sweep.timestamp_ns,
+        "world_SE3_ego": None if sweep.world_SE3_ego is None else sweep.world_SE3_ego.astype(np.float64).reshape(-1),
+        "num_points": len(sweep),
+        "class_point_counts": None
+        if sweep.point_source_class is None
+        else _count(sweep.point_source_class, info, f"points of {sweep.name}"),
+        "class_box_counts": None
+        if sweep.boxes is None
+        else _count(sweep.boxes.source_class, info, f"boxes of {sweep.name}"),
+        "motion_compensated": sweep.motion_compensated,
+        "sweep_pose_time_offset_ns": sweep.sweep_pose_time_offset_ns,
+        "sweep_poses": None if sweep.sweep_poses is None else sweep.sweep_poses.astype(np.float64).reshape(-1),
+        "calibration": sweep.calibration,
+        "xyz_scale_m": scale,
+        "xyz": xyz,
+        "ignore_regions": None if sweep.ignore_regions is None else sweep.ignore_regions.astype(np.float32).reshape(-1),
+        **_encode_boxes(sweep.boxes),
+    }
+    for name, dtype in POINT_DTYPES.items():
+        values = getattr(sweep, name)
+        row[name] = None if values is None else _encode_values(values.astype(dtype, copy=False), info.lossless)
+    for name, column in info.extra.items():
+        row[EXTRA + name] = sweep.extra[name].astype(column.dtype, copy=False).tobytes()
+    return row
+
+
+def decode_sweep(table: pa.Table, row: int, info: DatasetInfo) -> Sweep:
+    """Return the sweep of one row; point columns that the table lacks are None.
+
+    Raises:
+        DataError: If a blob's length does not fit `num_points`, or the content breaks the schema.
+    """
+    value = {name: table.column(name)[row] for name in table.column_names}
+    name = f"{value['sequence_id']}/{value['frame_id']}"
+    count = int(value["num_points"].as_py())
+
+    def blob(column: str, kind: npt.DTypeLike) -> npt.NDArray[Any] | None:
+        scalar = value.get(column)
+        return None if scalar is None or not scalar.is_valid else _decode_values(scalar, kind, count, name, column)
+
+    def numbers(column: str) -> npt.NDArray[Any] | None:
+        scalar = value.get(column)
+        return None if scalar is None or not scalar.is_valid else scalar.values.to_numpy(zero_copy_only=False)
+
+    pose, poses = numbers("world_SE3_ego"), numbers("sweep_poses")
+    ignore = numbers("ignore_regions")
+    return Sweep(
+        sequence_id=value["sequence_id"].as_py(),
+        frame_id=value["frame_id"].as_py(),
+        timestamp_ns=value["timestamp_ns"].as_py(),
+        xyz=_decode_xyz(value["xyz"], value["xyz_scale_m"].as_py(), count, name),
+        world_SE3_ego=None if pose is None else pose.reshape(4, 4),
+        boxes=_decode_boxes(value, numbers),
+        ignore_regions=None if ignore is None else ignore.reshape(-1, 7),
+        motion_compensated=value["motion_compensated"].as_py(),
+        sweep_pose_time_offset_ns=numbers("sweep_pose_time_offset_ns"),
+        sweep_poses=None if poses is None else poses.reshape(-1, 4, 4),
+        calibration=value["calibration"].as_py(),
+        extra={
+            extra: np.frombuffer(value[EXTRA + extra].as_buffer(), dtype=column.dtype)
+            for extra, column in info.extra.items()
+            if EXTRA + extra in value
+        },
+        **{column: blob(column, dtype) for column, dtype in POINT_DTYPES.items()},
+    )
+
+
+def encode_occupancy(occupancy: Occupancy) -> dict[str, Any]:
+    """Return the Parquet row of a frame's occupancy; indices are stored as differences, which compress well."""
+    index = occupancy.index.astype("<i4")
+    return {
+        "sequence_id": occupancy.sequence_id,
+        "frame_id": occupancy.frame_id,
+        "num_occupied": len(index),
+        "index": np.diff(index, prepend=np.int32(0)).astype("<i4").tobytes(),
+        "semantic": occupancy.semantic.astype(np.uint8).tobytes(),
+        "observed": occupancy.observed.tobytes(),
+        "observed_by_frame": None if occupancy.observed_by_frame is None else occupancy.observed_by_frame.tobytes(),
+    }
+
+
+def decode_occupancy(table: pa.Table, row: int) -> Occupancy:
+    """Return the occupancy of one row."""
+    value = {name: table.column(name)[row] for name in OCCUPANCY_SCHEMA.names}
+    own = value["observed_by_frame"]
+    return Occupancy(
+        sequence_id=value["sequence_id"].as_py(),
+        frame_id=value["frame_id"].as_py(),
+        index=np.cumsum(np.frombuffer(value["index"].as_buffer(), dtype="<i4"), dtype=np.int32),
+        semantic=np.frombuffer(value["semantic"].as_buffer(), dtype=np.uint8),
+        observed=np.frombuffer(value["observed"].as_buffer(), dtype=np.uint8),
+        observed_by_frame=np.frombuffer(own.as_buffer(), dtype=np.uint8) if own.is_valid else None,
+    )
+
+
+def _encode_xyz(xyz: npt.NDArray[np.float32], *, lossless: bool) -> tuple[float, bytes]:
+    planes = np.ascontiguousarray(xyz.T)
+    if lossless:
+        return 0.0, planes.astype("<f4").tobytes()
+    steps = np.rint(planes / np.float64(XYZ_STEP_M))
+    width = "<i2" if np.abs(steps).max() <= np.iinfo(np.int16).max else "<i4"
+    return XYZ_STEP_M, steps.astype(width).tobytes()
+
+
+def _decode_xyz(scalar: pa.Scalar, scale: float, count: int, where: str) -> npt.NDArray[np.float32]:
+    buffer = scalar.as_buffer()
+    width = buffer.size // (3 * count)
+    if buffer.size != 3 * count * width or width not in (2, 4):
+        raise DataError(f"xyz has {buffer.size} bytes for {count} points", where=where, remedy="write the shard again")
+    if scale == 0:
+        return np.ascontiguousarray(np.frombuffer(buffer, "<f4").reshape(3, count).T)
+    steps = np.frombuffer(buffer, "<i2" if width == 2 else "<i4").reshape(3, count)
+    xyz = np.empty((count, 3), dtype=np.float32)
+    np.multiply(steps.T, np.float32(scale), out=xyz, casting="unsafe")
+    return xyz
+
+
+def _encode_values(values: npt.NDArray[Any], lossless: bool) -> bytes:
+    if np.issubdtype(values.dtype, np.floating):
+        low, high = float(values.min()), float(values.max())
+        if low >= 0 and high <= 255 and bool((values == np.rint(values)).all()):
+            return values.astype(np.uint8).tobytes()
+        fits_half = not lossless and max(abs(low), abs(high)) < np.finfo(np.float16).max
+        return values.astype("<f2" if fits_half else "<f4").tobytes()
+    kind = "u" if np.issubdtype(values.dtype, np.unsignedinteger) else "i"
+    for width in (1, 2, 4):
+        limits = np.iinfo(f"{kind}{width}")
+        if limits.min <= values.min() and values.max() <= limits.max:
+            return values.astype(f"<{kind}{width}").tobytes()
+    raise AssertionError(f"no width for {values.dtype}")
+
+
+def _decode_values(scalar: pa.Scalar, dtype: npt.DTypeLike, count: int, where: str, column: str) -> npt.NDArray[Any]:
+    buffer = scalar.as_buffer()
+    target = np.dtype(dtype)
+    width = buffer.size // count
+    kind = "u" if target.kind == "f" and width == 1 else target.kind
+    if buffer.size != count * width or width not in (1, 2, 4):
+        raise DataError(
+            f"{column} has {buffer.size} bytes for {count} points", where=where, remedy="write the shard again"
+        )
+    return np.frombuffer(buffer, f"<{kind}{width}").astype(target, copy=False)
+
+
+def _count(source_class: npt.NDArray[np.uint16], info: DatasetInfo, where: str) -> list[int]:
+    from spot_ray.schema.taxonomy import UNLABELLED_SOURCE
+
+    counts = np.bincount(source_class, minlength=65536)
+    ids = [source.id for source in info.taxonomy.sources]
+    known = counts[ids].sum() + counts[UNLABELLED_SOURCE]
+    if known != len(source_class):
+        counts[ids] = 0
+        counts[UNLABELLED_SOURCE] = 0
+        raise DataError(
+            f"source class ids {np.flatnonzero(counts)[:5].tolist()} are not in the taxonomy",
+            where=where,
+            expected=f"one of the {len(ids)} source ids of {info.taxonomy.name!r}, or {UNLABELLED_SOURCE}: unlabelled",
+            remedy="add them to the taxonomy's sources (target None leaves them unlabelled)",
+        )
+    return [int(counts[i]) for i in ids]
+
+
+def _encode_boxes(boxes: Boxes | None) -> dict[str, Any]:
+    if boxes is None:
+        return dict.fromkeys(BOX_COLUMN_NAMES[:-1])
+    row: dict[str, Any] = {
+        "boxes": boxes.boxes.astype(np.float32).reshape(-1),
+        "box_source_class": boxes.source_class.astype(np.uint16),
+        "box_track_id": boxes.track_id,
+        "box_attribute": boxes.attribute,
+    }
+    for name, (dtype, _) in BOX_COLUMNS.items():
+        values = getattr(boxes, name)
+        row[f"box_{name}"] = None if values is None else values.astype(dtype).reshape(-1)
+    return row
+
+
+def _decode_boxes(value: dict[str, pa.Scalar], numbers: Any) -> Boxes | None:
+    flat = numbers("boxes")
+    if flat is None:
+        return None
+    columns: dict[str, Any] = {}
+    for f in fields(Boxes)[2:]:
+        scalar = value[f"box_{f.name}"]
+        if not scalar.is_valid:
+            continue
+        if f.name in BOX_COLUMNS:
+            width = BOX_COLUMNS[f.name][1]
+            array = numbers(f"box_{f.name}")
+            columns[f.name] = array.reshape(-1, width) if width > 1 else array
+        else:
+            columns[f.name] = scalar.as_py()
+    return Boxes(flat.reshape(-1, 7), numbers("box_source_class"), **columns)

@@ -1,0 +1,307 @@
+"""Datasets: written sweep by sweep, opened and read frame by frame."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import Any
+
+import pyarrow as pa
+
+from spot_ray.config.load import from_json, suggestion, to_json
+from spot_ray.errors import DataError
+from spot_ray.schema.dataset import SCHEMA_VERSION, DatasetInfo, ExtraColumn
+from spot_ray.schema.manifest import SWEEP_MANIFEST
+from spot_ray.schema.sensors import LidarSpec
+from spot_ray.schema.sweep import POINT_DTYPES, Sweep
+from spot_ray.schema.taxonomy import Taxonomy
+from spot_ray.storage import manifest
+from spot_ray.storage import uri as uris
+from spot_ray.storage.codec import EXTRA, columns_for, decode_sweep, encode_sweep, sweep_schema
+from spot_ray.storage.shards import ShardReader, ShardWriter, shard_name
+
+FRAMES_A_PART = 1000
+"""Frames of one sequence in a file; longer sequences go on in a next one, so that writing needs bounded memory."""
+
+
+class DatasetWriter:
+    """Writes a dataset, or adds sequences to one.
+
+    Frames come sequence after sequence, each in time order. Nothing is visible to a reader before the `with` block
+    ends well; if it ends with an error, what it wrote is removed.
+
+    Args:
+        uri: The dataset's folder: a path, `s3://…` or `gs://…`.
+        name: Name of the dataset.
+        rig: Every LiDAR of the vehicle.
+        taxonomy: The classes.
+        extra: Point columns of your own, by name; each sweep's `extra` then has exactly these.
+        licence: Licence of the data.
+        provenance: Where the data came from.
+        compression: Parquet codec.
+        lossless: Store coordinates as float32 instead of in steps of 5 mm.
+
+    Raises:
+        DataError: If the folder holds something else, or a dataset with another rig, taxonomy or columns.
+    """
+
+    def __init__(
+        self,
+        uri: str,
+        *,
+        name: str,
+        rig: Sequence[LidarSpec],
+        taxonomy: Taxonomy,
+        extra: dict[str, ExtraColumn] | None = None,
+        licence: str = "",
+        provenance: str = "",
+        compression: str = "zstd",
+        lossless: bool = False,
+    ) -> None:
+        self.uri = uris.absolute(uri)
+        self.info = DatasetInfo(
+            name=name,
+            rig=tuple(rig),
+            taxonomy=taxonomy,
+            extra=extra or {},
+            compression=compression,
+            lossless=lossless,
+            licence=licence,
+            provenance=provenance,
+        )
+        self._schema = sweep_schema(self.info)
+        self._is_new = not uris.exists(uris.join(self.uri, "dataset.json"))
+        self._done: set[str] = set()
+        if self._is_new:
+            others = uris.list_dir(self.uri)
+            if others:
+                raise DataError(
+                    f"the folder is not empty and holds no dataset (it has {', '.join(others[:3])})",
+                    where=self.uri,
+                    remedy="give an empty or a new folder",
+                )
+        else:
+            existing = open_dataset(self.uri)
+            if existing.info != self.info:
+                raise DataError(
+                    "the folder holds a dataset with another name, rig, taxonomy, columns or codec",
+                    where=self.uri,
+                    remedy="write into another folder, or give the same as its dataset.json",
+                )
+            self._done = set(existing.sequences)
+        self._shard: ShardWriter | None = None
+        self._shard_path = ""
+        self._part = 0
+        self._sequence: str | None = None
+        self._frames: set[str] = set()
+        self._last_timestamp = 0
+        self._rows: list[dict[str, Any]] = []
+        self._written: list[str] = []
+
+    def add(self, sweep: Sweep) -> None:
+        """Append a sweep.
+
+        Raises:
+            DataError: If it contradicts the dataset (class ids, LiDAR ids, extra columns), or comes out of order.
+        """
+        self._check(sweep)
+        row = encode_sweep(sweep, self.info)
+        if sweep.sequence_id != self._sequence:
+            self._start_sequence(sweep.sequence_id)
+        elif self._shard is not None and self._shard.num_rows >= FRAMES_A_PART:
+            self._open_part(self._part + 1)
+        assert self._shard is not None
+        row_group = self._shard.add(row)
+        self._frames.add(sweep.frame_id)
+        self._last_timestamp = sweep.timestamp_ns
+        self._rows.append(
+            {name: row[name] for name in SWEEP_MANIFEST.names if name in row}
+            | {"shard": self._shard_path, "row_group": row_group, "row": 0}
+        )
+
+    def __enter__(self) -> DatasetWriter:
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Make what was written visible, or remove it if the block failed."""
+        if self._shard is not None:
+            self._shard.close()
+        if error is not None:
+            uris.remove_files(self._written)
+            if self._is_new and not uris.list_dir(uris.join(self.uri, "shards")):
+                uris.remove_tree(uris.join(self.uri, "shards"))
+                if not uris.list_dir(self.uri):
+                    uris.remove_tree(self.uri)
+            return
+        if not self._rows:
+            raise DataError("no sweep was written", where=self.uri, remedy="add at least one")
+        if self._is_new:
+            uris.write_bytes(uris.join(self.uri, "dataset.json"), to_json(self.info).encode())
+        manifest.append_part(uris.join(self.uri, "manifest"), pa.Table.from_pylist(self._rows, schema=SWEEP_MANIFEST))
+
+    def _check(self, sweep: Sweep) -> None:
+        if set(sweep.extra) != set(self.info.extra):
+            raise DataError(
+                f"extra columns are {sorted(sweep.extra)}", where=sweep.name, expected=f"{sorted(self.info.extra)}"
+            )
+        if sweep.lidar_id is not None:
+            known = [lidar.lidar_id for lidar in self.info.rig]
+            unknown = sorted(set(sweep.lidar_id.tolist()) - set(known)) if len(known) < 256 else []
+            if unknown:
+                raise DataError(
+                    f"lidar_id {unknown[0]} is not in the rig", where=sweep.name, expected=f"one of {known}"
+                )
+        if sweep.sequence_id == self._sequence:
+            if sweep.frame_id in self._frames:
+                raise DataError("the frame occurs twice", where=sweep.name, expected="unique frame ids in a sequence")
+            if sweep.timestamp_ns <= self._last_timestamp:
+                raise DataError(
+                    f"timestamp {sweep.timestamp_ns} does not follow {self._last_timestamp}",
+                    where=sweep.name,
+                    expected="frames of a sequence in time order",
+                )
+        elif sweep.sequence_id in self._done:
+            raise DataError(
+                f"sequence {sweep.sequence_id!r} is already in the dataset",
+                where=self.uri,
+                expected="all frames of a sequence together, each sequence once",
+            )
+
+    def _start_sequence(self, sequence_id: str) -> None:
+        self._sequence = sequence_id
+        self._done.add(sequence_id)
+        self._frames = set()
+        self._open_part(0)
+
+    def _open_part(self, part: int) -> None:
+        assert self._sequence is not None
+        if self._shard is not None:
+            self._shard.close()
+        self._part = part
+        self._shard_path = f"shards/{shard_name(self._sequence, part)}"
+        target = uris.join(self.uri, self._shard_path)
+        self._written.append(target)
+        self._shard = ShardWriter(target, self._schema, compression=self.info.compression)
+
+
+class Dataset:
+    """A dataset that was opened; indexable by frame, in the order of sequence and time.
+
+    Args:
+        uri: Its folder.
+        info: Its `dataset.json`.
+        rows: Its manifest, sorted by sequence and time.
+        parts: The manifest parts that it consists of.
+    """
+
+    def __init__(self, uri: str, info: DatasetInfo, rows: pa.Table, parts: list[str]) -> None:
+        self.uri = uri
+        self.info = info
+        self.manifest = rows
+        self.parts = parts
+        self._reader = ShardReader(uri)
+        ids = rows.column("sequence_id").to_pylist()
+        self._ranges: dict[str, range] = {}
+        for i, sequence_id in enumerate(ids):
+            start = self._ranges[sequence_id].start if sequence_id in self._ranges else i
+            self._ranges[sequence_id] = range(start, i + 1)
+
+    def __len__(self) -> int:
+        """Return the number of frames."""
+        return int(self.manifest.num_rows)
+
+    def __getitem__(self, i: int) -> Sweep:
+        """Return frame `i` with all its columns."""
+        return self.read(i, ("xyz", *POINT_DTYPES, *(EXTRA + name for name in self.info.extra), "boxes"))
+
+    def __iter__(self) -> Iterator[Sweep]:
+        """Iterate over all frames."""
+        return (self[i] for i in range(len(self)))
+
+    def read(self, i: int, columns: Sequence[str]) -> Sweep:
+        """Return frame `i` with only the given columns; `xyz` is always among them, the others are None.
+
+        Args:
+            i: Index of the frame; negative counts from the end.
+            columns: Of the point columns, `extra.NAME`, and `boxes`.
+
+        Raises:
+            IndexError: If there is no frame `i`.
+        """
+        if not -len(self) <= i < len(self):
+            raise IndexError(f"frame {i} of {len(self)}")
+        i %= len(self)
+        shard, row_group, row = (self.manifest.column(c)[i].as_py() for c in ("shard", "row_group", "row"))
+        names = columns_for(list(dict.fromkeys(("xyz", *columns))))
+        return decode_sweep(self._reader.read(shard, row_group, names), row, self.info)
+
+    @property
+    def sequences(self) -> tuple[str, ...]:
+        """The sequence ids, sorted."""
+        return tuple(self._ranges)
+
+    def frames_of(self, sequence_id: str) -> range:
+        """Return the indices of a sequence's frames, in time order.
+
+        Raises:
+            DataError: If there is no such sequence.
+        """
+        if sequence_id not in self._ranges:
+            raise DataError(
+                f"no sequence {sequence_id!r}", where=self.uri, remedy=suggestion(sequence_id, list(self._ranges)[:50])
+            )
+        return self._ranges[sequence_id]
+
+    def index_of(self, name: str) -> int:
+        """Return the index of the frame `SEQUENCE/FRAME`.
+
+        Raises:
+            DataError: If there is no such frame.
+        """
+        sequence_id, _, frame_id = name.rpartition("/")
+        if not sequence_id:
+            raise DataError(f"{name!r} names no frame", where=self.uri, expected="SEQUENCE/FRAME")
+        frames = self.frames_of(sequence_id)
+        ids: list[str] = self.manifest.column("frame_id").slice(frames.start, len(frames)).to_pylist()
+        if frame_id not in ids:
+            raise DataError(
+                f"sequence {sequence_id!r} has no frame {frame_id!r}", where=self.uri, remedy=suggestion(frame_id, ids)
+            )
+        return frames.start + ids.index(frame_id)
+
+    def pin(self, snapshot: str) -> None:
+        """Give the frames that are listed now a name: `open_dataset(uri, snapshot=NAME)` returns just these."""
+        manifest.write_snapshot(uris.join(self.uri, "manifest"), snapshot, self.parts)
+
+
+def open_dataset(uri: str, *, snapshot: str | None = None) -> Dataset:
+    """Open a dataset for reading.
+
+    Args:
+        uri: Its folder: a path, `s3://…` or `gs://…`.
+        snapshot: Name of a pinned snapshot, or None: all frames that are listed now.
+
+    Raises:
+        DataError: If there is no dataset, or one of a newer version.
+    """
+    root = uris.absolute(uri)
+    where = uris.join(root, "dataset.json")
+    if not uris.exists(where):
+        what = "the folder is no dataset: it has no dataset.json" if uris.exists(root) else "no such folder"
+        raise DataError(
+            what, where=uri, expected="the folder that `spot-ray convert`, `synthesize` or DatasetWriter wrote"
+        )
+    info = from_json(DatasetInfo, uris.read_bytes(where), where=where)
+    if info.schema_version > SCHEMA_VERSION:
+        raise DataError(
+            f"the dataset has schema version {info.schema_version}",
+            where=where,
+            expected=f"at most {SCHEMA_VERSION}",
+            remedy="upgrade spot_ray",
+        )
+    folder = uris.join(root, "manifest")
+    parts = manifest.list_parts(folder) if snapshot is None else manifest.read_snapshot(folder, snapshot)
+    return Dataset(root, info, manifest.read_parts(folder, SWEEP_MANIFEST, parts), parts)

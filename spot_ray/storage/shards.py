@@ -1,0 +1,126 @@
+"""Parquet shards: one frame a row group, so that any frame can be read alone."""
+
+from __future__ import annotations
+
+import urllib.parse
+from collections import OrderedDict
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from spot_ray.errors import DataError
+from spot_ray.storage import uri as uris
+
+
+class ShardWriter:
+    """Writes rows of one schema into one Parquet file.
+
+    Args:
+        uri: The file.
+        schema: Its schema.
+        compression: Parquet codec.
+    """
+
+    def __init__(self, uri: str, schema: pa.Schema, *, compression: str) -> None:
+        self.uri = uri
+        self.num_rows = 0
+        self._schema = schema
+        uris.make_dir(uri.rpartition("/")[0])
+        system, path = uris.filesystem(uri)
+        self._writer = pq.ParquetWriter(
+            path, schema, filesystem=system, compression=compression, use_dictionary=False, write_statistics=False
+        )
+
+    def add(self, row: dict[str, Any]) -> int:
+        """Append one row as a row group of its own and return the row group's number."""
+        columns = [pa.array([row[f.name]], type=f.type) for f in self._schema]
+        self._writer.write_table(pa.Table.from_arrays(columns, schema=self._schema), row_group_size=1)
+        self.num_rows += 1
+        return self.num_rows - 1
+
+    def close(self) -> None:
+        """Write the footer."""
+        self._writer.close()
+
+    def __enter__(self) -> ShardWriter:
+        """Return itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Close the file."""
+        self.close()
+
+
+class ShardReader:
+    """Reads row groups of a dataset's shards; keeps the last files open.
+
+    Args:
+        uri: The dataset.
+        max_open: Files that stay open.
+    """
+
+    def __init__(self, uri: str, *, max_open: int = 32) -> None:
+        self._uri = uri
+        self._max_open = max_open
+        self._files: OrderedDict[str, pq.ParquetFile] = OrderedDict()
+
+    def read(self, shard: str, row_group: int, columns: Sequence[str]) -> pa.Table:
+        """Return one row group.
+
+        Args:
+            shard: Path of the file, relative to the dataset.
+            row_group: Its number.
+            columns: Columns to read.
+
+        Raises:
+            DataError: If the file is missing or broken.
+        """
+        try:
+            file = self._open(shard)
+            missing = [name for name in columns if name not in file.schema_arrow.names]
+            if missing:
+                raise DataError(
+                    f"no column {', '.join(missing)}",
+                    where=uris.join(self._uri, shard),
+                    expected=f"one of {', '.join(file.schema_arrow.names)}",
+                )
+            return file.read_row_group(row_group, columns=list(columns), use_threads=False)
+        except FileNotFoundError:
+            raise DataError(
+                "a shard that the manifest names is missing",
+                where=uris.join(self._uri, shard),
+                remedy="copy the whole dataset folder, or convert again",
+            ) from None
+        except (pa.ArrowInvalid, OSError) as error:
+            raise DataError(
+                f"cannot read row group {row_group}: {error}",
+                where=uris.join(self._uri, shard),
+                remedy="the file is damaged: write its sequence again",
+            ) from None
+
+    def close(self) -> None:
+        """Close all files."""
+        while self._files:
+            self._files.popitem()[1].close()
+
+    def _open(self, shard: str) -> pq.ParquetFile:
+        file = self._files.pop(shard, None)
+        if file is None:
+            system, path = uris.filesystem(uris.join(self._uri, shard))
+            local = uris.is_local(self._uri)
+            source = system.open_input_file(path)
+            file = pq.ParquetFile(source, pre_buffer=not local)
+            if len(self._files) >= self._max_open:
+                self._files.popitem(last=False)[1].close()
+        self._files[shard] = file
+        return file
+
+
+def shard_name(sequence_id: str, part: int = 0) -> str:
+    """Return the file name of a sequence's part: the id, made safe for every store."""
+    return f"{urllib.parse.quote(sequence_id, safe='')}.{part:04d}.parquet"

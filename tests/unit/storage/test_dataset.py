@@ -1,0 +1,231 @@
+"""What a user relies on: what goes in comes out, nothing half-written shows, and contradictions are named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from spot_ray.errors import DataError
+from spot_ray.geometry import se3
+from spot_ray.schema.dataset import ExtraColumn
+from spot_ray.schema.sensors import LidarSpec
+from spot_ray.schema.sweep import Boxes, Sweep
+from spot_ray.schema.taxonomy import PAPER_TAXONOMY, SemanticClass, SourceClass, Taxonomy
+from spot_ray.storage.dataset import DatasetWriter, open_dataset
+
+RIG = (LidarSpec("roof", 0, "spinning", 32, (-25.0, 15.0)),)
+FLEET = Taxonomy(
+    "fleet",
+    tuple(SemanticClass(f"class {i}", (i, i, i), foreground=i < 3) for i in range(9)),
+    (*(SourceClass(100 + i, f"source {i}", f"class {i}") for i in range(9)), SourceClass(7, "noise", None)),
+)
+
+
+def make_sweep(frame: int = 0, sequence: str = "drive 1/a", *, num_points: int = 500, **changes: object) -> Sweep:
+    rng = np.random.default_rng(frame)
+    fields: dict[str, object] = {
+        "sequence_id": sequence,
+        "frame_id": f"{frame:04d}",
+        "timestamp_ns": 1_000_000 * (frame + 1),
+        "xyz": rng.uniform(-150, 150, (num_points, 3)).astype(np.float32),
+        "world_SE3_ego": se3.from_yaw(0.3 * frame, (1e6 + frame, -2e6, 12.5)),
+        "intensity": rng.integers(0, 256, num_points).astype(np.float32),
+        "ring": rng.integers(0, 32, num_points).astype(np.uint16),
+        "point_source_class": rng.choice([1, 2, 15, 65535], num_points).astype(np.uint16),
+        "instance_id": rng.integers(-1, 70_000, num_points).astype(np.int32),
+        "time_offset_ns": rng.integers(-50_000_000, 50_000_000, num_points).astype(np.int32),
+        "boxes": Boxes(
+            np.array([[1, 2, 0.5, 4, 2, 1.5, 0.1], [9, -2, 0.5, 1, 1, 1.8, 3.0]], np.float32),
+            np.array([2, 3], np.uint16),
+            track_id=["a", "b"],
+            velocity=np.array([[1, 0, 0], [np.nan, np.nan, np.nan]], np.float32),
+        ),
+    }
+    return Sweep(**(fields | changes))  # type: ignore[arg-type]
+
+
+def writer(path: Path, **changes: object) -> DatasetWriter:
+    arguments: dict[str, object] = {"name": "test", "rig": RIG, "taxonomy": PAPER_TAXONOMY} | changes
+    return DatasetWriter(str(path), **arguments)  # type: ignore[arg-type]
+
+
+def test_a_sweep_comes_back_as_it_was_written(tmp_path: Path) -> None:
+    sweep = make_sweep(3)
+    with writer(tmp_path / "data") as w:
+        w.add(sweep)
+    back = open_dataset(str(tmp_path / "data"))[0]
+
+    assert np.abs(back.xyz - sweep.xyz).max() <= 0.0025 + 1e-4
+    for name in ("intensity", "ring", "point_source_class", "instance_id", "time_offset_ns"):
+        np.testing.assert_array_equal(getattr(back, name), getattr(sweep, name))
+        assert getattr(back, name).dtype == getattr(sweep, name).dtype
+    np.testing.assert_array_equal(back.world_SE3_ego, sweep.world_SE3_ego)
+    assert (back.name, back.timestamp_ns, back.elongation) == (sweep.name, sweep.timestamp_ns, None)
+    assert back.boxes is not None
+    assert sweep.boxes is not None
+    np.testing.assert_array_equal(back.boxes.boxes, sweep.boxes.boxes)
+    np.testing.assert_array_equal(back.boxes.velocity, sweep.boxes.velocity)
+    assert back.boxes.track_id == ["a", "b"]
+    assert back.boxes.num_lidar_points is None
+
+
+def test_far_points_are_not_clipped_and_lossless_is_lossless(tmp_path: Path) -> None:
+    far = np.array([[400.0, -3.0, 1.0], [0.001, 0.0, -500.25]], np.float32)
+    for lossless, tolerance in ((False, 0.0026), (True, 0.0)):
+        path = tmp_path / str(lossless)
+        with writer(path, lossless=lossless) as w:
+            w.add(make_sweep(xyz=far, **dict.fromkeys(POINTWISE)))
+        assert np.abs(open_dataset(str(path))[0].xyz - far).max() <= tolerance
+
+
+POINTWISE = ("intensity", "ring", "point_source_class", "instance_id", "time_offset_ns")
+
+
+def test_intensity_without_a_whole_number_scale_keeps_half_precision(tmp_path: Path) -> None:
+    values = np.linspace(0.013, 900.0, 500).astype(np.float32)
+    with writer(tmp_path / "data") as w:
+        w.add(make_sweep(intensity=values))
+    back = open_dataset(str(tmp_path / "data"))[0].intensity
+    assert back is not None
+    assert (np.abs(back - values) / values).max() < 5e-4
+
+
+def test_frames_are_found_by_name_and_read_by_column(tmp_path: Path) -> None:
+    with writer(tmp_path / "data") as w:
+        for sequence in ("b", "a/1"):
+            for frame in range(3):
+                w.add(make_sweep(frame, sequence))
+    data = open_dataset(str(tmp_path / "data"))
+
+    assert data.sequences == ("a/1", "b")
+    assert list(data.frames_of("b")) == [3, 4, 5]
+    assert data.index_of("a/1/0002") == 2
+    only = data.read(4, ("intensity",))
+    assert (only.name, only.ring, only.boxes) == ("b/0001", None, None)
+    assert only.intensity is not None
+    with pytest.raises(DataError, match="did you mean '0001'"):
+        data.index_of("b/001")
+    with pytest.raises(DataError, match="no sequence"):
+        data.index_of("c/0001")
+
+
+def test_the_manifest_counts_classes_so_that_planning_reads_no_point(tmp_path: Path) -> None:
+    labels = np.array([102] * 5 + [7] * 2 + [65535] * 3, np.uint16)
+    boxes = Boxes(np.array([[0, 0, 0, 1, 1, 1, 0]], np.float32), np.array([108], np.uint16))
+    with writer(tmp_path / "data", taxonomy=FLEET) as w:
+        w.add(make_sweep(num_points=10, point_source_class=labels, boxes=boxes))
+        w.add(make_sweep(1, num_points=10, point_source_class=None, boxes=None))
+    data = open_dataset(str(tmp_path / "data"))
+    points = data.manifest.column("class_point_counts").to_pylist()
+    assert points[1] is None
+    by_class = data.info.taxonomy.class_counts(np.array(points[0]))
+    assert by_class.tolist() == [0, 0, 0, 5, 0, 0, 0, 0, 0, 0]
+    by_class = data.info.taxonomy.class_counts(np.array(data.manifest.column("class_box_counts")[0].as_py()))
+    assert by_class.tolist() == [0] * 9 + [1]
+    assert data.info.taxonomy.lookup()[data[0].point_source_class].tolist() == [3] * 5 + [255] * 5
+
+
+def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="broken source"), writer(tmp_path / "data") as w:
+        w.add(make_sweep())
+        raise RuntimeError("broken source")
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_failed_addition_leaves_the_dataset_as_it_was(tmp_path: Path) -> None:
+    with writer(tmp_path / "data") as w:
+        w.add(make_sweep(sequence="a"))
+    before = sorted(p.name for p in (tmp_path / "data").rglob("*"))
+    with pytest.raises(RuntimeError), writer(tmp_path / "data") as w:
+        w.add(make_sweep(sequence="b"))
+        raise RuntimeError
+    assert sorted(p.name for p in (tmp_path / "data").rglob("*")) == before
+
+
+def test_logs_may_arrive_later_and_a_snapshot_stays_what_it_was(tmp_path: Path) -> None:
+    with writer(tmp_path / "data") as w:
+        w.add(make_sweep(sequence="monday"))
+    open_dataset(str(tmp_path / "data")).pin("v1")
+    with writer(tmp_path / "data") as w:
+        w.add(make_sweep(sequence="tuesday"))
+    assert open_dataset(str(tmp_path / "data")).sequences == ("monday", "tuesday")
+    assert open_dataset(str(tmp_path / "data"), snapshot="v1").sequences == ("monday",)
+    with pytest.raises(DataError, match="one of: v1"):
+        open_dataset(str(tmp_path / "data"), snapshot="v2")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"point_source_class": np.full(500, 99, np.uint16)}, r"source class ids \[99\] are not in the taxonomy"),
+        ({"lidar_id": np.full(500, 4, np.uint8)}, "lidar_id 4 is not in the rig"),
+        ({"extra": {"doppler": np.zeros(500, np.float32)}}, "extra columns"),
+    ],
+)
+def test_a_sweep_that_contradicts_the_dataset_is_refused(
+    tmp_path: Path, change: dict[str, object], message: str
+) -> None:
+    with pytest.raises(DataError, match=message), writer(tmp_path / "data") as w:
+        w.add(make_sweep(**change))
+    assert not (tmp_path / "data").exists()
+
+
+def test_time_must_grow_and_frames_must_be_unique(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="does not follow"), writer(tmp_path / "a") as w:
+        w.add(make_sweep(1))
+        w.add(make_sweep(0))
+    with pytest.raises(DataError, match="occurs twice"), writer(tmp_path / "b") as w:
+        w.add(make_sweep(1))
+        w.add(make_sweep(1))
+
+
+def test_another_rig_or_a_foreign_folder_is_refused(tmp_path: Path) -> None:
+    with writer(tmp_path / "data") as w:
+        w.add(make_sweep())
+    with pytest.raises(DataError, match="another name, rig"):
+        writer(tmp_path / "data", taxonomy=FLEET)
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "thesis.txt").write_text("mine")
+    with pytest.raises(DataError, match=r"thesis\.txt"):
+        writer(tmp_path / "home")
+
+
+def test_what_is_no_dataset_is_said_to_be_none(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no such folder"):
+        open_dataset(str(tmp_path / "nowhere"))
+    with pytest.raises(DataError, match=r"has no dataset\.json"):
+        open_dataset(str(tmp_path))
+
+
+def test_a_truncated_shard_names_itself(tmp_path: Path) -> None:
+    with writer(tmp_path / "data") as w:
+        w.add(make_sweep(sequence="s"))
+    shard = next((tmp_path / "data" / "shards").iterdir())
+    shard.write_bytes(shard.read_bytes()[:-100])
+    with pytest.raises(DataError, match=r"s\.0000\.parquet"):
+        open_dataset(str(tmp_path / "data"))[0]
+
+
+def test_own_columns_pass_through(tmp_path: Path) -> None:
+    doppler = np.linspace(-30, 30, 500)
+    with writer(tmp_path / "data", extra={"doppler": ExtraColumn("float64", "m/s")}) as w:
+        w.add(make_sweep(extra={"doppler": doppler}))
+    data = open_dataset(str(tmp_path / "data"))
+    np.testing.assert_array_equal(data[0].extra["doppler"], doppler)
+    np.testing.assert_array_equal(data.read(0, ("extra.doppler",)).extra["doppler"], doppler)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"xyz": np.zeros((0, 3), np.float32)}, "no points"),
+        ({"xyz": np.array([[0, 0, np.nan]] * 500, np.float32)}, "500 of 500 points"),
+        ({"intensity": np.zeros(3, np.float32)}, "'intensity'"),
+        ({"world_SE3_ego": np.diag([2.0, 1, 1, 1])}, "not a rigid transform"),
+    ],
+)
+def test_a_broken_sweep_says_what_is_broken(change: dict[str, object], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        make_sweep(**change)
