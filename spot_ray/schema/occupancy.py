@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from spot_ray.geometry.grid import VoxelGrid, unpack_bits
+from spot_ray.errors import DataError
+from spot_ray.geometry.grid import VoxelGrid, pack_bits, unpack_bits
 from spot_ray.schema.taxonomy import EMPTY, IGNORE
 
 OCCUPANCY_VERSION = 1
@@ -73,3 +74,53 @@ def dense_labels(
 def to_network_order(labels: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
     """Return `[..., x, y, z]` labels as `[..., z, y, x]`, the order of network tensors (a view; its own inverse)."""
     return np.swapaxes(labels, -1, -3)
+
+
+def crop_occupancy(occupancy: Occupancy, source: VoxelGrid, target: VoxelGrid) -> Occupancy:
+    """Return the labels of a smaller grid that lies cell on cell within the one they were made on.
+
+    Raises:
+        DataError: If the target's cells are not cells of the source.
+    """
+    if source == target:
+        return occupancy
+    offset = cell_offset(source, target)
+    inner = tuple(slice(o, o + n) for o, n in zip(offset, target.shape, strict=True))
+
+    def crop_bits(bits: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        return pack_bits(unpack_bits(bits, source.shape)[inner])
+
+    moved = source.unravel(occupancy.index) - np.array(offset, np.int32)
+    inside = np.all((moved >= 0) & (moved < target.shape), axis=1)
+    own = occupancy.observed_by_frame
+    return Occupancy(
+        occupancy.sequence_id,
+        occupancy.frame_id,
+        target.linear(moved[inside]),
+        occupancy.semantic[inside],
+        crop_bits(occupancy.observed),
+        None if own is None else crop_bits(own),
+    )
+
+
+def cell_offset(source: VoxelGrid, target: VoxelGrid) -> tuple[int, int, int]:
+    """Return the cell of `source` that is the first cell of `target`.
+
+    Raises:
+        DataError: If the target's cells are not cells of the source.
+    """
+    steps = (np.array(target.lower_m) - np.array(source.lower_m)) / np.array(source.voxel_size_m)
+    x, y, z = (int(v) for v in np.rint(steps))
+    fits = (
+        np.allclose(target.voxel_size_m, source.voxel_size_m, atol=1e-6)
+        and np.abs(steps - (x, y, z)).max() < 1e-3
+        and min(x, y, z) >= 0
+        and all(o + n <= m for o, n, m in zip((x, y, z), target.shape, source.shape, strict=True))
+    )
+    if not fits:
+        raise DataError(
+            f"the grid of the recipe does not lie in the grid of the labels: {target} in {source}",
+            expected="the same voxel size, a whole number of cells apart, within the labels' range",
+            remedy="label again with the recipe's grid: spot-ray label --data URI --recipe NAME --name OTHER",
+        )
+    return x, y, z

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from spot_ray.geometry.grid import VoxelGrid
 from spot_ray.losses.config import LossConfig
 from spot_ray.models.config import ModelConfig
 from spot_ray.operators.config import DataConfig
@@ -63,6 +64,7 @@ class PretrainConfig:
 
     Args:
         recipe: Name of the recipe that it came from.
+        grid: The voxels that the decoder predicts; the labels are made on this grid or on a larger one around it.
         data: The data plane.
         model: The network.
         loss: The loss.
@@ -71,6 +73,7 @@ class PretrainConfig:
     """
 
     recipe: str
+    grid: VoxelGrid = field(default_factory=VoxelGrid)
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     loss: LossConfig = field(default_factory=LossConfig)
