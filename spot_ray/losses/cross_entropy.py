@@ -1,0 +1,23 @@
+"""Class-weighted cross-entropy (paper, Eq. 3, first term)."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+
+def weighted_cross_entropy(log_probabilities: Tensor, labels: Tensor, class_weights: Tensor) -> Tensor:
+    """Average the cross-entropy over voxels, each weighted by its class: Σ w · ce / Σ w.
+
+    Args:
+        log_probabilities: (N + 1, M) float32 log-softmax.
+        labels: (M,) int64 true class, 0 to N.
+        class_weights: (N + 1,) float32 weight of each class, ≥ 0.
+
+    Returns:
+        () float32; 0 with zero gradient if no voxel has weight.
+    """
+    total = functional.nll_loss(log_probabilities.T, labels, class_weights, reduction="sum")
+    weight = class_weights[labels].sum()
+    return total / torch.where(weight > 0, weight, 1.0)

@@ -1,0 +1,145 @@
+"""The occupancy decoder: three transposed convolutions and a linear head over bird's-eye-view features (paper, Fig. 3).
+
+Where the augmentation turned or scaled the points by what no permutation of label cells can follow, the label stays in
+its own grid and the features are sampled at the places that its cells have in the network's frame.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from spot_ray.models.bev import conv_norm_relu
+
+
+@dataclass(frozen=True)
+class BevMap:
+    """Where the cells of a (..., y, x) map lie, in metres.
+
+    Args:
+        lower_m: (x, y) of the lower corner of cell [0, 0].
+        cell_m: Edge lengths (x, y) of a cell.
+        shape: Number of cells (ny, nx).
+    """
+
+    lower_m: tuple[float, float]
+    cell_m: tuple[float, float]
+    shape: tuple[int, int]
+
+    def same_as(self, other: BevMap) -> bool:
+        """Tell whether the cells coincide, to a millionth of a metre."""
+        mine, others = (*self.lower_m, *self.cell_m), (*other.lower_m, *other.cell_m)
+        return self.shape == other.shape and all(abs(a - b) < 1e-6 for a, b in zip(mine, others, strict=True))
+
+
+class OccupancyDecoder(nn.Module):
+    """From BEV features to class logits of every label voxel.
+
+    Args:
+        in_channels: Channels of the BEV features.
+        channels: Output channels of each transposed convolution.
+        strides: Stride of each.
+        num_outputs: Classes with empty, N + 1.
+        num_z: Label voxels in a column.
+        feature_map: Where the cells lie that the transposed convolutions compute, network frame.
+        label_map: Where the cells of the label lie, label frame.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int,
+        channels: Sequence[int],
+        strides: Sequence[int],
+        num_outputs: int,
+        num_z: int,
+        feature_map: BevMap,
+        label_map: BevMap,
+    ) -> None:
+        super().__init__()
+        self._num_outputs = num_outputs
+        self._num_z = num_z
+        self._feature_map = feature_map
+        self._label_map = label_map
+        layers = []
+        before = in_channels
+        for width, stride in zip(channels, strides, strict=True):
+            up = nn.ConvTranspose2d(before, width, 3, stride, padding=1, output_padding=stride - 1, bias=False)
+            layers.append(conv_norm_relu(up, width))
+            before = width
+        self.upsample = nn.Sequential(*layers)
+        self.head = nn.Conv2d(before, num_outputs * num_z, 1)
+
+    def forward(self, bev: Tensor, network_from_label: Tensor | None) -> Tensor:
+        """Predict every label voxel.
+
+        Args:
+            bev: (B, in_channels, h, w) BEV features, network frame.
+            network_from_label: (B, 2, 3) float32 affine `[A | t]`, xy_network = A · xy_label + t in metres, or None:
+                the identity. On the CPU it costs no wait for the device.
+
+        Returns:
+            (B, num_outputs, num_z, ny, nx) logits on the label's grid.
+        """
+        features = self.upsample(bev)
+        if not (_is_identity(network_from_label) and self._feature_map.same_as(self._label_map)):
+            grid = sampling_grid(self._feature_map, self._label_map, _affine(network_from_label, len(bev)))
+            grid = grid.to(features, non_blocking=True)
+            features = functional.grid_sample(features, grid, mode="bilinear", align_corners=False)
+        logits = self.head(features)
+        return logits.unflatten(1, (self._num_outputs, self._num_z))
+
+    def covered(self, network_from_label: Tensor | None, batch_size: int) -> Tensor:
+        """Tell which label columns have features: their centres lie on the feature map.
+
+        A turn moves the corners of a square label off the map; no point of theirs is in the input, so a loss there
+        would only teach the head's bias.
+
+        Returns:
+            (B, ny, nx) bool, on the affine's device (the CPU if it is None).
+        """
+        grid = sampling_grid(self._feature_map, self._label_map, _affine(network_from_label, batch_size))
+        return (grid.abs() <= 1.0).all(dim=-1)
+
+
+def sampling_grid(feature_map: BevMap, label_map: BevMap, network_from_label: Tensor) -> Tensor:
+    """Return where each label cell's centre lies on the feature map.
+
+    Args:
+        feature_map: Where the features lie, network frame.
+        label_map: Where the label cells lie, label frame.
+        network_from_label: (B, 2, 3) affine `[A | t]`: xy_network = A · xy_label + t, metres.
+
+    Returns:
+        (B, ny, nx, 2) float32 (x, y): -1 and 1 are the outer edges of the map, as `grid_sample` with
+        `align_corners=False` has it.
+    """
+    affine = network_from_label.double()
+    y, x = (
+        label_map.lower_m[axis] + label_map.cell_m[axis] * (torch.arange(count, device=affine.device).double() + 0.5)
+        for axis, count in ((1, label_map.shape[0]), (0, label_map.shape[1]))
+    )
+    center = torch.stack(torch.broadcast_tensors(x[None, :], y[:, None], torch.ones((), device=x.device)), dim=-1)
+    xy = torch.einsum("bij,yxj->byxi", affine, center.double())
+    lower = torch.tensor(feature_map.lower_m, dtype=torch.float64, device=affine.device)
+    extent = torch.tensor(
+        [cell * count for cell, count in zip(feature_map.cell_m, reversed(feature_map.shape), strict=True)],
+        dtype=torch.float64,
+        device=affine.device,
+    )
+    return (2 * (xy - lower) / extent - 1).float()
+
+
+def _affine(network_from_label: Tensor | None, batch_size: int) -> Tensor:
+    return torch.eye(2, 3).expand(batch_size, 2, 3) if network_from_label is None else network_from_label
+
+
+def _is_identity(network_from_label: Tensor | None) -> bool:
+    if network_from_label is None:
+        return True
+    identity = torch.eye(2, 3, dtype=network_from_label.dtype, device=network_from_label.device)
+    return bool((network_from_label == identity).all())
