@@ -1,1 +1,59 @@
-"""Pre-train LiDAR encoders by occupancy prediction (SPOT), from driving logs in Parquet, distributed with Ray."""
+"""Pre-train LiDAR encoders by occupancy prediction (SPOT), from driving logs in Parquet, distributed with Ray.
+
+The names below are loaded when they are first used, so that `import spot_ray` is quick and a machine that only writes
+logs needs neither torch nor Ray.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from spot_ray.errors import SpotRayError as SpotRayError
+    from spot_ray.schema.dataset import ExtraColumn as ExtraColumn
+    from spot_ray.schema.sensors import LidarSpec as LidarSpec
+    from spot_ray.schema.sweep import Boxes as Boxes
+    from spot_ray.schema.sweep import Sweep as Sweep
+    from spot_ray.schema.taxonomy import PAPER_TAXONOMY as PAPER_TAXONOMY
+    from spot_ray.schema.taxonomy import SemanticClass as SemanticClass
+    from spot_ray.schema.taxonomy import SourceClass as SourceClass
+    from spot_ray.schema.taxonomy import Taxonomy as Taxonomy
+    from spot_ray.storage.dataset import DatasetWriter as DatasetWriter
+    from spot_ray.storage.dataset import open_dataset as open_dataset
+    from spot_ray.storage.occupancy import open_occupancy as open_occupancy
+    from spot_ray.train.api import load_encoder as load_encoder
+    from spot_ray.train.api import stream as stream
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Boxes": "schema.sweep",
+    "DatasetWriter": "storage.dataset",
+    "ExtraColumn": "schema.dataset",
+    "LidarSpec": "schema.sensors",
+    "PAPER_TAXONOMY": "schema.taxonomy",
+    "SemanticClass": "schema.taxonomy",
+    "SourceClass": "schema.taxonomy",
+    "SpotRayError": "errors",
+    "Sweep": "schema.sweep",
+    "Taxonomy": "schema.taxonomy",
+    "load_encoder": "train.api",
+    "open_dataset": "storage.dataset",
+    "open_occupancy": "storage.occupancy",
+    "stream": "train.api",
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name from its home."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'spot_ray' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"spot_ray.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    """Return the public names."""
+    return sorted([*globals(), *_HOMES])

@@ -1,0 +1,51 @@
+# Two commands set everything up on a fresh machine: `make demo` and `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# `--until picture` needs the light part alone, so the first picture does not wait for torch and Ray to install.
+LIGHT := $(VENV)/.light
+TRAIN := $(VENV)/.train
+DEV := $(VENV)/.dev
+
+.PHONY: demo test test-long lint format clean
+
+demo: STARTED := $(shell date +%s)
+demo: $(LIGHT)
+	$(BIN)/spot-ray demo --until picture --started $(STARTED)
+	$(MAKE) --no-print-directory $(TRAIN)
+	$(BIN)/spot-ray demo --started $(STARTED)
+
+test: lint
+	$(BIN)/python -m pytest tests -m "not slow"
+
+test-long: $(DEV)
+	$(BIN)/python -m pytest tests -m slow --timeout 3000
+
+lint: $(DEV)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/codespell spot_ray jobs tests benchmarks *.md
+
+format: $(DEV)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+$(LIGHT): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) --editable .
+	touch $@
+
+$(TRAIN): $(LIGHT)
+	$(PIP) torch==2.13.0
+	$(PIP) --editable '.[train]'
+	touch $@
+
+$(DEV): $(TRAIN)
+	$(PIP) --editable '.[train,dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) demo

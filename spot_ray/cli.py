@@ -1,0 +1,306 @@
+"""`spot-ray VERB …`: one verb per job, a thin face on the Python API.
+
+Nothing heavy is imported before a verb runs, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from spot_ray.errors import ConfigError, InstallError, SpotRayError
+
+if TYPE_CHECKING:
+    from spot_ray.geometry.grid import VoxelGrid
+    from spot_ray.train.config import PretrainConfig
+
+_EXAMPLES = {
+    "synthesize": "spot-ray synthesize --out data/city --preset waymo --sequences 4 --frames 20 --seed 0",
+    "convert": "spot-ray convert nuscenes --source /data/nuscenes --version v1.0-mini --out data/nuscenes",
+    "label": "spot-ray label --data data/nuscenes",
+    "inspect": "spot-ray inspect data/nuscenes",
+    "pretrain": "spot-ray pretrain spot-tiny --data data/city --out runs/first --train.epochs 3",
+    "evaluate": "spot-ray evaluate --checkpoint runs/first --data data/city-unseen --json scores.json",
+    "view": "spot-ray view --checkpoint runs/first --data data/city --frame waymo-0000-0000/000005 --out view.png",
+    "doctor": "spot-ray doctor",
+    "demo": "spot-ray demo --out demo",
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose help opens with a worked example."""
+
+    def format_help(self) -> str:
+        """Return the help text."""
+        example = _EXAMPLES.get(self.prog.rpartition(" ")[2])
+        return (f"example:\n  {example}\n\n" if example else "") + super().format_help()
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of all verbs."""
+    parser = _Parser(
+        prog="spot-ray",
+        description="Pre-train LiDAR encoders by occupancy prediction. A log goes in, a pre-trained encoder comes out.",
+        epilog="`spot-ray VERB --help` opens with a worked example. URIs are paths, s3://… or gs://….",
+    )
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True, parser_class=_Parser)
+
+    def verb(name: str, run: Callable[[argparse.Namespace, list[str]], None], text: str) -> argparse.ArgumentParser:
+        sub = verbs.add_parser(name, help=text, description=text, allow_abbrev=False)
+        sub.set_defaults(run=run)
+        return sub
+
+    sub = verb(
+        "synthesize", _synthesize, "Write sweeps of the embedded synthetic city, ray-cast from a real sensor's beams."
+    )
+    sub.add_argument("--out", required=True, metavar="URI", help="the dataset to write")
+    sub.add_argument("--preset", required=True, metavar="NAME", help="sensor and city: waymo, kitti, nuscenes or once")
+    sub.add_argument("--sequences", type=_count, default=4, help="number of sequences (default 4)")
+    sub.add_argument("--frames", type=_count, default=20, help="frames a sequence, at 10 Hz (default 20)")
+    sub.add_argument("--seed", type=int, default=0, help="another seed is another city (default 0)")
+    sub.add_argument(
+        "--exact", action="store_true", help="also write the world's exact occupancy, as the label set `exact`"
+    )
+    sub.add_argument(
+        "--recipe", metavar="RECIPE", help="with --exact: the recipe whose grid it is on (default: 0.4 m, ±75.2 m)"
+    )
+
+    sub = verb("convert", _convert, "Bring in a dataset in its official layout.")
+    sub.add_argument("name", metavar="NAME", help="the source: nuscenes, or my_package.module:function of your own")
+    sub.add_argument("--source", required=True, metavar="DIR", help="the folder that holds it")
+    sub.add_argument("--version", help="its version, e.g. v1.0-mini")
+    sub.add_argument("--out", required=True, metavar="URI", help="the dataset to write")
+    sub.add_argument("--workers", type=_count, help="sequences converted at once (default: one a core)")
+
+    sub = verb("label", _label, "Make occupancy labels: aggregate, propagate labels, voxelise, cast rays.")
+    sub.add_argument("--data", required=True, metavar="URI", help="the dataset")
+    sub.add_argument("--name", default="default", help="name of the label set (default: default)")
+    sub.add_argument("--recipe", metavar="RECIPE", help="take the grid of this recipe (default: 0.4 m, ±75.2 m)")
+    sub.add_argument("--workers", type=_count, help="sequences labelled at once (default: one a core)")
+    sub.add_argument("--overwrite", action="store_true", help="replace the label set of this name")
+
+    sub = verb("inspect", _inspect, "Tell what a dataset holds: sequences, frames, points, classes, sensors, bytes.")
+    sub.add_argument("data", metavar="URI", help="the dataset")
+    sub.add_argument("--json", action="store_true", help="print JSON")
+
+    sub = verb("pretrain", _pretrain, "Pre-train an encoder by occupancy prediction, with Ray Data and Ray Train.")
+    sub.add_argument(
+        "recipe", metavar="RECIPE", help="spot-waymo, spot-tiny, nuscenes-tiny, or my_package.module:function"
+    )
+    sub.add_argument("--data", metavar="URI", help="the labelled dataset")
+    sub.add_argument("--out", metavar="URI", help="the run: checkpoints, config.json, metrics, TensorBoard logs")
+    sub.add_argument("--init", metavar="CKPT", help="start from the weights of this checkpoint")
+    sub.add_argument("--resume", action="store_true", help="go on with the run in --out")
+    sub.add_argument("--workers", type=_count, default=1, help="training workers (default 1)")
+    sub.add_argument("--print-config", action="store_true", help="print the resolved config and stop")
+    sub.epilog = (
+        "Every field of the recipe can be set by its path, e.g. --train.epochs 3 --loss.lovasz-weight 0.5; "
+        "--print-config shows them all."
+    )
+
+    sub = verb("evaluate", _evaluate, "Score a checkpoint's occupancy on a labelled dataset.")
+    sub.add_argument("--checkpoint", required=True, metavar="DIR", help="a checkpoint, or a run: then its latest one")
+    sub.add_argument("--data", required=True, metavar="URI", help="the labelled dataset")
+    sub.add_argument("--labels", default="default", help="label set that says what was observed (default: default)")
+    sub.add_argument("--truth", metavar="NAME", help="label set that holds the truth (default: --labels)")
+    sub.add_argument("--baselines", metavar="URI", help="also score the baselines, fitted on this training dataset")
+    sub.add_argument("--json", metavar="FILE", help="write the figures there")
+
+    sub = verb("view", _view, "Draw a frame from above: sweep, predicted occupancy and label, in one PNG.")
+    sub.add_argument("--checkpoint", metavar="DIR", help="predict with this checkpoint (default: sweep and label only)")
+    sub.add_argument("--data", required=True, metavar="URI", help="the dataset")
+    sub.add_argument("--frame", required=True, metavar="SEQUENCE/FRAME", help="the frame")
+    sub.add_argument("--labels", default="default", help="label set (default: default)")
+    sub.add_argument("--out", required=True, metavar="FILE.png", help="the picture to write")
+
+    sub = verb("doctor", _doctor, "Print versions and devices, and check sparse convolution against dense.")
+    sub.add_argument("--json", action="store_true", help="print JSON")
+
+    sub = verb("demo", _demo, "The whole way on the synthetic city: synthesize, label, pre-train, evaluate, view.")
+    sub.add_argument("--out", default="demo", metavar="DIR", help="folder for everything (default: demo)")
+    sub.add_argument("--until", choices=["picture", "end"], default="end", help="stop after the first picture")
+    sub.add_argument(
+        "--started", type=float, metavar="SECONDS", help="when the clock began, as seconds since the epoch"
+    )
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit status: 0, 2 for the user's mistakes, 130 when interrupted."""
+    parser = build_parser()
+    options, rest = parser.parse_known_args(arguments)
+    if rest and options.verb != "pretrain":
+        parser.error(f"unknown arguments: {' '.join(rest)} (see spot-ray {options.verb} --help)")
+    try:
+        options.run(options, rest)
+    except SpotRayError as error:
+        _complain(f"spot-ray {options.verb}: {error}")
+        return 2
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in ("torch", "ray", "spconv", "safetensors", "tensorboard"):
+            raise
+        missing = InstallError(
+            f"{error.name} is not installed", remedy="pip install -c constraints.txt 'spot_ray[train]'"
+        )
+        _complain(f"spot-ray {options.verb}: {missing}")
+        return 2
+    except KeyboardInterrupt:
+        _complain(f"spot-ray {options.verb}: interrupted")
+        return 130
+    return 0
+
+
+def _count(text: str) -> int:
+    value = int(text) if text.isdigit() else 0
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return value
+
+
+def _complain(text: str) -> None:
+    sys.stderr.write(text + "\n")
+
+
+def _say(text: str) -> None:
+    sys.stdout.write(text.rstrip("\n") + "\n")
+    sys.stdout.flush()
+
+
+def _synthesize(options: argparse.Namespace, _: list[str]) -> None:
+    from spot_ray.synthetic.run import synthesize
+
+    grid = _grid(options.recipe) if options.exact else None
+    synthesize(
+        options.out,
+        preset=options.preset,
+        num_sequences=options.sequences,
+        num_frames=options.frames,
+        seed=options.seed,
+        exact_grid=grid,
+    )
+    _say(f"wrote {options.sequences} sequences of {options.frames} frames to {options.out}")
+
+
+def _convert(options: argparse.Namespace, _: list[str]) -> None:
+    from spot_ray.convert.run import convert
+
+    report = convert(
+        options.name, source=options.source, version=options.version, uri=options.out, num_workers=options.workers
+    )
+    _say(f"wrote {report.num_frames} frames in {report.num_sequences} sequences to {options.out}")
+
+
+def _label(options: argparse.Namespace, _: list[str]) -> None:
+    from spot_ray.occupancy.config import LabelConfig
+    from spot_ray.occupancy.run import label_dataset
+
+    report = label_dataset(
+        options.data,
+        name=options.name,
+        config=LabelConfig(grid=_grid(options.recipe)),
+        num_workers=options.workers,
+        overwrite=options.overwrite,
+    )
+    _say(str(report))
+
+
+def _inspect(options: argparse.Namespace, _: list[str]) -> None:
+    import dataclasses
+    import json
+
+    from spot_ray.storage.dataset import open_dataset
+    from spot_ray.storage.inspect import render, summarize
+
+    summary = summarize(open_dataset(options.data))
+    _say(json.dumps(dataclasses.asdict(summary), indent=2) if options.json else render(summary))
+
+
+def _pretrain(options: argparse.Namespace, rest: list[str]) -> None:
+    from spot_ray.config.load import to_json
+
+    config = _override(options.recipe, rest)
+    if options.print_config:
+        _say(to_json(config))
+        return
+    for flag in ("data", "out"):
+        if getattr(options, flag) is None:
+            raise ConfigError(f"--{flag} is missing", where="spot-ray pretrain", expected=f"--{flag} URI")
+    from spot_ray.train.trainer import pretrain
+
+    result = pretrain(
+        config,
+        data=options.data,
+        out=options.out,
+        init=options.init,
+        resume=options.resume,
+        num_workers=options.workers,
+    )
+    _say(f"checkpoint: {result.checkpoint}")
+
+
+def _override(recipe: str, flags: list[str]) -> PretrainConfig:
+    """Return the recipe's config with the fields that `--a.b value` flags set."""
+    from spot_ray.recipes.pretraining import pretraining_recipe
+
+    config = pretraining_recipe(recipe)
+    if not flags:
+        return config
+    import tyro
+
+    return tyro.cli(type(config), default=config, args=flags, prog=f"spot-ray pretrain {recipe}")
+
+
+def _evaluate(options: argparse.Namespace, _: list[str]) -> None:
+    from spot_ray.train.evaluate import evaluate_checkpoint, render
+
+    report = evaluate_checkpoint(
+        options.checkpoint,
+        options.data,
+        labels=options.labels,
+        truth=options.truth,
+        train_data=options.baselines,
+    )
+    if options.json:
+        from spot_ray.config.load import to_json
+
+        Path(options.json).write_text(to_json(report), encoding="utf-8")
+    _say(render(report))
+
+
+def _view(options: argparse.Namespace, _: list[str]) -> None:
+    from spot_ray.train.picture import draw_frame
+
+    draw_frame(
+        options.out, data=options.data, frame=options.frame, checkpoint=options.checkpoint, labels=options.labels
+    )
+    _say(f"picture: {options.out}")
+
+
+def _doctor(options: argparse.Namespace, _: list[str]) -> None:
+    from spot_ray.doctor import examine, render
+
+    findings = examine()
+    if options.json:
+        from spot_ray.config.load import to_json
+
+        _say(to_json(findings))
+    else:
+        _say(render(findings))
+    if not findings.healthy:
+        raise InstallError("something is not as it should be; see above")
+
+
+def _demo(options: argparse.Namespace, _: list[str]) -> None:
+    from spot_ray.demo import run_demo
+
+    run_demo(options.out, until_picture=options.until == "picture", started=options.started)
+
+
+def _grid(recipe: str | None) -> VoxelGrid:
+    from spot_ray.geometry.grid import VoxelGrid
+    from spot_ray.recipes.pretraining import pretraining_recipe
+
+    return VoxelGrid() if recipe is None else pretraining_recipe(recipe).grid
