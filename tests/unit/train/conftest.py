@@ -1,0 +1,123 @@
+"""Hand-made batches and the smallest networks, for the tests of training: the fixture `toy` is this module."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from spot_ray.geometry.grid import VoxelGrid, pack_bits
+from spot_ray.losses.config import LossConfig
+from spot_ray.models.config import BevConfig, DecoderConfig, EncoderConfig, ModelConfig, VoxelConfig
+from spot_ray.operators.batch import Batch
+from spot_ray.operators.config import AugmentConfig, DataConfig
+from spot_ray.schema.taxonomy import SemanticClass, Taxonomy
+from spot_ray.train.config import OptimiserConfig, PretrainConfig, TrainConfig
+
+GRID = VoxelGrid((-6.4, -6.4, -1.6), (0.8, 0.8, 0.8), (16, 16, 4))
+TAXONOMY = Taxonomy.from_classes(
+    "three",
+    (
+        SemanticClass("car", (1, 2, 3), foreground=True),
+        SemanticClass("road", (4, 5, 6), ground=True),
+        SemanticClass("tree", (7, 8, 9)),
+    ),
+)
+IDENTITY = np.eye(2, 3, dtype=np.float32)
+
+CONFIG = PretrainConfig(
+    recipe="test",
+    grid=GRID,
+    data=DataConfig(augment=AugmentConfig(rotation_rad=(0.0, 0.0), scale=(1.0, 1.0))),
+    model=ModelConfig(
+        voxel=VoxelConfig((-6.4, -6.4, -1.6, 6.4, 6.4, 1.6), (0.1, 0.1, 0.2)),
+        encoder=EncoderConfig((4, 8, 8, 8), 8, 1),
+        bev=BevConfig((1,), (1,), (16,), (1,), (16,)),
+        decoder=DecoderConfig((16,), (1,)),
+    ),
+    loss=LossConfig(),
+    optimiser=OptimiserConfig(),
+    train=TrainConfig(
+        epochs=2,
+        global_batch_size=2,
+        micro_batch_size=2,
+        checkpoint_every_steps=3,
+        log_every_steps=1,
+        keep_checkpoints=2,
+    ),
+)
+
+
+@pytest.fixture(scope="session")
+def toy() -> ModuleType:
+    return sys.modules[__name__]
+
+
+class Columns(nn.Module):
+    """A network without batch norm: logits of every voxel from the mean feature of a sample's points."""
+
+    def __init__(self, num_features: int = 4, num_classes: int = 3, grid: VoxelGrid = GRID) -> None:
+        super().__init__()
+        self.grid = grid
+        self.outputs = num_classes + 1
+        self.place = nn.Parameter(torch.randn(1, self.outputs, *reversed(grid.shape)) * 0.1)
+        self.head = nn.Linear(num_features, self.outputs)
+
+    def forward(self, points: Tensor, point_offsets: Tensor, network_from_label: Tensor | None = None) -> Tensor:
+        means = [points[a:b].mean(dim=0) for a, b in itertools.pairwise(point_offsets)]
+        return self.place + self.head(torch.stack(means))[:, :, None, None, None]
+
+
+def batch_of(
+    rng: np.random.Generator,
+    size: int,
+    *,
+    weight: tuple[float, ...] | None = None,
+    global_weight: float | None = None,
+    step: int = 0,
+    num_points: int = 200,
+    grid: VoxelGrid = GRID,
+) -> Batch:
+    """Return a batch of random points, each of which makes its voxel occupied."""
+    points, index, classes, observed = [], [], [], []
+    for _ in range(size):
+        xyz = rng.uniform(grid.lower_m, grid.upper_m, (num_points, 3))
+        points.append(np.column_stack([xyz, rng.random(num_points)]).astype(np.float32))
+        linear = np.unique(grid.linear(grid.voxel_of(xyz)[0]))
+        index.append(linear.astype(np.int32))
+        classes.append((1 + grid.unravel(linear)[:, 2] % 3).astype(np.uint8))
+        seen = rng.random(grid.num_voxels) < 0.7
+        seen[linear] = True
+        observed.append(pack_bits(seen))
+    weights = np.array(weight or (1.0,) * size, np.float32)
+    return Batch(
+        points=np.concatenate(points),
+        point_offsets=_offsets(points),
+        occupancy_index=np.concatenate(index),
+        occupancy_class=np.concatenate(classes),
+        occupancy_offsets=_offsets(index),
+        observed=np.stack(observed),
+        network_from_label=np.repeat(IDENTITY[None], size, axis=0),
+        boxes=np.zeros((0, 7), np.float32),
+        box_class=np.zeros(0, np.uint8),
+        box_offsets=np.zeros(size + 1, np.int64),
+        weight=weights,
+        global_weight=float(weights.sum()) if global_weight is None else global_weight,
+        step=step,
+        frames=tuple(f"sequence/{step}-{b}" for b in range(size)),
+        copies=np.zeros(size, np.int32),
+    )
+
+
+def epoch_of(epoch: int, start_step: int, *, steps: int = 4, size: int = 2) -> list[Batch]:
+    """Return the batches of an epoch, each keyed by (epoch, step)."""
+    return [batch_of(np.random.default_rng([epoch, step]), size, step=step) for step in range(start_step, steps)]
+
+
+def _offsets(parts: list[np.ndarray]) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum([len(part) for part in parts])]).astype(np.int64)
