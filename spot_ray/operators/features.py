@@ -1,0 +1,102 @@
+"""Input features of a point, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from spot_ray.config.load import suggestion
+from spot_ray.errors import ConfigError, DataError
+from spot_ray.schema.dataset import DatasetInfo
+from spot_ray.schema.sensors import LidarSpec
+from spot_ray.schema.sweep import Sweep
+
+COORDINATES = ("x", "y", "z")
+EXTRA = "extra."
+COLUMN_OF = {"intensity": "intensity", "elongation": "elongation", "ring": "ring", "time_offset": "time_offset_ns"}
+"""The point column that holds a feature, beside the coordinates and the source's own columns."""
+
+_NEEDS_LIDAR = ("intensity", "ring")
+
+
+def check_features(names: Sequence[str], info: DatasetInfo) -> None:
+    """Check that a dataset may have the features.
+
+    Raises:
+        ConfigError: If a name is no feature, occurs twice, or the first three are not x, y, z.
+    """
+    known = [*COORDINATES, *COLUMN_OF, *(EXTRA + name for name in info.extra)]
+    where = "data.features"
+    for name in names:
+        if name not in known:
+            raise ConfigError(
+                f"{name!r} is no feature of the dataset {info.name!r}", where=where, remedy=suggestion(name, known)
+            )
+    if tuple(names[:3]) != COORDINATES or len(set(names)) != len(names):
+        raise ConfigError(f"the features are {list(names)}", where=where, expected="x, y, z, then others, each once")
+
+
+def columns_of(names: Sequence[str], info: DatasetInfo) -> tuple[str, ...]:
+    """Return the point columns beside `xyz` that the features need."""
+    columns = [COLUMN_OF.get(name, name) for name in names if name not in COORDINATES]
+    several = len(info.rig) > 1 and any(name in _NEEDS_LIDAR for name in names)
+    return (*columns, "lidar_id") if several else tuple(columns)
+
+
+def point_features(sweep: Sweep, names: Sequence[str], rig: Sequence[LidarSpec]) -> npt.NDArray[np.float32]:
+    """Return the input features of a sweep's points.
+
+    `x`, `y`, `z` are metres. `intensity` is divided by its LiDAR's `intensity_max`; where that is unbounded it goes
+    through tanh. `elongation`, which no source bounds, goes through tanh. `ring` is divided by its LiDAR's number of
+    beams. `time_offset` is seconds. `extra.NAME` is as the source gives it.
+
+    Args:
+        sweep: The sweep.
+        names: C feature names.
+        rig: The LiDARs of the dataset; without `lidar_id` in the sweep, all points are of the first.
+
+    Returns:
+        (N, C) float32.
+
+    Raises:
+        DataError: If the sweep lacks a feature.
+    """
+    result = np.empty((len(sweep), len(names)), dtype=np.float32)
+    for i, name in enumerate(names):
+        result[:, i] = _feature(sweep, name, rig)
+    return result
+
+
+def _feature(sweep: Sweep, name: str, rig: Sequence[LidarSpec]) -> npt.NDArray[np.floating]:
+    if name in COORDINATES:
+        return sweep.xyz[:, COORDINATES.index(name)]
+    if name.startswith(EXTRA) and name.removeprefix(EXTRA) in sweep.extra:
+        return sweep.extra[name.removeprefix(EXTRA)].astype(np.float32)
+    if name == "intensity" and sweep.intensity is not None:
+        scale = _by_lidar(sweep, {s.lidar_id: np.nan if s.intensity_max is None else s.intensity_max for s in rig})
+        scaled: npt.NDArray[np.float32] = np.where(np.isnan(scale), np.tanh(sweep.intensity), sweep.intensity / scale)
+        return scaled
+    if name == "elongation" and sweep.elongation is not None:
+        return np.tanh(sweep.elongation)
+    if name == "ring" and sweep.ring is not None:
+        return sweep.ring / _by_lidar(sweep, {s.lidar_id: s.num_beams for s in rig})
+    if name == "time_offset" and sweep.time_offset_ns is not None:
+        return (sweep.time_offset_ns * 1e-9).astype(np.float32)
+    has = [feature for feature, column in COLUMN_OF.items() if getattr(sweep, column) is not None]
+    raise DataError(
+        f"the sweep has no {name!r}",
+        where=sweep.name,
+        expected=f"of {', '.join([*COORDINATES, *has, *(EXTRA + extra for extra in sweep.extra)])}",
+        remedy="leave it out of data.features",
+    )
+
+
+def _by_lidar(sweep: Sweep, value: dict[int, float]) -> npt.NDArray[np.float32]:
+    """Return each point's LiDAR's value, (N,), or (1,) where all points are of the first LiDAR."""
+    if sweep.lidar_id is None:
+        return np.array([next(iter(value.values()))], dtype=np.float32)
+    table = np.full(256, np.nan, dtype=np.float32)
+    table[list(value)] = list(value.values())
+    return table[sweep.lidar_id]

@@ -1,0 +1,172 @@
+"""Samples to batches, by way of an Arrow table that crosses Ray's object store.
+
+A sample is one row; its arrays are blobs that lie end to end in one buffer a column, so that a batch is one copy a
+column and nothing is decoded on the way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from spot_ray.operators.batch import Batch
+from spot_ray.operators.features import point_features
+from spot_ray.operators.sample import Sample
+from spot_ray.schema.sensors import LidarSpec
+
+_BLOBS: dict[str, type[np.generic]] = {
+    "points": np.float32,
+    "occupancy_index": np.int32,
+    "occupancy_class": np.uint8,
+    "observed": np.uint8,
+    "network_from_label": np.float32,
+    "boxes": np.float32,
+    "box_class": np.uint8,
+}
+
+
+class Pack:
+    """Samples to rows: computes the input features and maps the boxes' classes.
+
+    Args:
+        features: Names of the C input features.
+        rig: The LiDARs of the dataset.
+        class_of_source: (65536,) uint8 table of :meth:`~spot_ray.schema.taxonomy.Taxonomy.lookup`.
+    """
+
+    def __init__(
+        self, *, features: Sequence[str], rig: Sequence[LidarSpec], class_of_source: npt.NDArray[np.uint8]
+    ) -> None:
+        self._features = tuple(features)
+        self._rig = tuple(rig)
+        self._class_of_source = class_of_source
+
+    def __call__(self, samples: Sequence[Sample]) -> pa.Table:
+        """Return one row a sample, in order.
+
+        Raises:
+            DataError: If a sample lacks a feature.
+        """
+        slots = [sample.slot for sample in samples]
+        arrays: dict[str, list[npt.NDArray[Any]]] = {name: [] for name in _BLOBS}
+        for sample in samples:
+            boxes = sample.sweep.boxes
+            arrays["points"].append(point_features(sample.sweep, self._features, self._rig))
+            arrays["occupancy_index"].append(sample.occupancy_index)
+            arrays["occupancy_class"].append(sample.occupancy_class)
+            arrays["observed"].append(sample.observed)
+            arrays["network_from_label"].append(sample.network_from_label)
+            arrays["boxes"].append(boxes.boxes if boxes is not None else np.zeros(0))
+            arrays["box_class"].append(self._class_of_source[boxes.source_class] if boxes is not None else np.zeros(0))
+        return pa.table(
+            {
+                "frame": pa.array([slot.frame for slot in slots], pa.string()),
+                "copy": pa.array([slot.copy for slot in slots], pa.int32()),
+                "weight": pa.array([slot.weight for slot in slots], pa.float32()),
+                "step": pa.array([slot.step for slot in slots], pa.int32()),
+                "global_weight": pa.array([slot.global_weight for slot in slots], pa.float32()),
+                **{name: _to_blobs(arrays[name], dtype) for name, dtype in _BLOBS.items()},
+            }
+        )
+
+
+def unpack(table: pa.Table, num_features: int) -> Batch:
+    """Return the batch of a worker's rows of one step.
+
+    Args:
+        table: Rows of :class:`Pack`, all of one step.
+        num_features: Number of input features, C.
+
+    Returns:
+        The batch; its arrays are its own, so that the object store may forget the rows.
+    """
+    values, lengths = {}, {}
+    for name, dtype in _BLOBS.items():
+        values[name], lengths[name] = _from_blobs(table.column(name), dtype)
+    steps = np.unique(table.column("step").to_numpy())
+    assert len(steps) == 1, f"a batch of the steps {steps}"
+    size = table.num_rows
+    return Batch(
+        points=values["points"].reshape(-1, num_features),
+        point_offsets=_offsets(lengths["points"] // num_features),
+        occupancy_index=values["occupancy_index"],
+        occupancy_class=values["occupancy_class"],
+        occupancy_offsets=_offsets(lengths["occupancy_index"]),
+        observed=values["observed"].reshape(size, -1),
+        network_from_label=values["network_from_label"].reshape(size, 2, 3),
+        boxes=values["boxes"].reshape(-1, 7),
+        box_class=values["box_class"],
+        box_offsets=_offsets(lengths["box_class"]),
+        weight=table.column("weight").to_numpy().copy(),
+        global_weight=float(table.column("global_weight")[0].as_py()),
+        step=int(steps[0]),
+        frames=tuple(table.column("frame").to_pylist()),
+        copies=table.column("copy").to_numpy().copy(),
+    )
+
+
+def split(batch: Batch, size: int) -> list[Batch]:
+    """Return a batch in parts of at most `size` samples, in order; `global_weight` stays that of the whole.
+
+    The parts are views of the batch's arrays.
+    """
+    if size < 1:
+        raise ValueError(f"size is {size}")
+    return [_slice(batch, start, min(start + size, len(batch))) for start in range(0, len(batch), size)]
+
+
+def _slice(batch: Batch, start: int, stop: int) -> Batch:
+    def part(offsets: npt.NDArray[np.int64]) -> slice:
+        return slice(int(offsets[start]), int(offsets[stop]))
+
+    def moved(offsets: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        return offsets[start : stop + 1] - offsets[start]
+
+    rows = slice(start, stop)
+    return replace(
+        batch,
+        points=batch.points[part(batch.point_offsets)],
+        point_offsets=moved(batch.point_offsets),
+        occupancy_index=batch.occupancy_index[part(batch.occupancy_offsets)],
+        occupancy_class=batch.occupancy_class[part(batch.occupancy_offsets)],
+        occupancy_offsets=moved(batch.occupancy_offsets),
+        observed=batch.observed[rows],
+        network_from_label=batch.network_from_label[rows],
+        boxes=batch.boxes[part(batch.box_offsets)],
+        box_class=batch.box_class[part(batch.box_offsets)],
+        box_offsets=moved(batch.box_offsets),
+        weight=batch.weight[rows],
+        frames=batch.frames[rows],
+        copies=batch.copies[rows],
+    )
+
+
+def _to_blobs(arrays: Sequence[npt.NDArray[Any]], dtype: npt.DTypeLike) -> pa.Array:
+    """Return arrays as one `large_binary` array: 32-bit offsets would end at 2 GiB of points."""
+    data = np.concatenate([array.reshape(-1) for array in arrays], dtype=dtype, casting="same_kind")
+    offsets = _offsets(np.array([array.size for array in arrays])) * data.itemsize
+    return pa.LargeBinaryArray.from_buffers(
+        pa.large_binary(), len(arrays), [None, pa.py_buffer(offsets), pa.py_buffer(data)]
+    )
+
+
+def _from_blobs(column: pa.ChunkedArray, dtype: npt.DTypeLike) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:
+    """Return a column's arrays, one after the other, and the number of elements of each."""
+    parts, lengths = [], []
+    for chunk in column.chunks:
+        _, offset_buffer, data = chunk.buffers()
+        offsets = np.frombuffer(offset_buffer, np.int64)[chunk.offset : chunk.offset + len(chunk) + 1]
+        parts.append(
+            np.frombuffer(data, np.uint8)[offsets[0] : offsets[-1]] if data is not None else np.zeros(0, np.uint8)
+        )
+        lengths.append(np.diff(offsets))
+    return np.concatenate(parts).view(dtype), np.concatenate(lengths) // np.dtype(dtype).itemsize
+
+
+def _offsets(lengths: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
+    return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)

@@ -1,0 +1,69 @@
+"""One planned sample on its way through the operators."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from spot_ray.schema.sweep import Sweep
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A place in a worker's share of the plan, and where its frame and labels are stored.
+
+    Args:
+        sequence_id: The frame's sequence.
+        frame_id: The frame.
+        copy: Which of the frame's repeats.
+        weight: 1 for a planned sample, 0 for one that only fills a batch.
+        step: Index of the global batch in the epoch.
+        global_weight: Number of planned samples in that global batch.
+        shard: The file of the sweep, relative to the dataset.
+        row_group: Its row group.
+        row: Its row in the row group.
+        label_shard: The same of the labels.
+        label_row_group: The same of the labels.
+        label_row: The same of the labels.
+    """
+
+    sequence_id: str
+    frame_id: str
+    copy: int
+    weight: float
+    step: int
+    global_weight: float
+    shard: str
+    row_group: int
+    row: int
+    label_shard: str
+    label_row_group: int
+    label_row: int
+
+    @property
+    def frame(self) -> str:
+        """`SEQUENCE/FRAME`."""
+        return f"{self.sequence_id}/{self.frame_id}"
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """A frame with its labels. Operators return a changed copy and never write into an array.
+
+    Args:
+        slot: Its place in the plan.
+        sweep: Points and boxes, in the network frame: the ego frame, moved by the augmentation.
+        occupancy_index: (M,) int32 linear indices of the occupied voxels in the label grid, ascending.
+        occupancy_class: (M,) uint8 class of those voxels, 1 to N, or 255.
+        observed: (ceil(n / 8),) uint8 bits of the observed voxels.
+        network_from_label: (2, 3) float64 affine `[A | t]`: xy_network = A · xy_label + t, metres.
+    """
+
+    slot: Slot
+    sweep: Sweep
+    occupancy_index: npt.NDArray[np.int32]
+    occupancy_class: npt.NDArray[np.uint8]
+    observed: npt.NDArray[np.uint8]
+    network_from_label: npt.NDArray[np.float64]

@@ -1,0 +1,286 @@
+"""The data plane of training: plan → read → beam re-sampling → augmentation → features → batches, over Ray Data."""
+
+from __future__ import annotations
+
+import functools
+import math
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pyarrow as pa
+
+from spot_ray.errors import DataError, SpotRayError
+from spot_ray.operators.augment import Augment, build_augment
+from spot_ray.operators.batch import Batch
+from spot_ray.operators.beams import BeamResample, build_beam_resample
+from spot_ray.operators.config import AugmentConfig, BalanceConfig, BeamConfig, DataConfig
+from spot_ray.operators.features import check_features, columns_of
+from spot_ray.operators.pack import Pack, unpack
+from spot_ray.operators.plan import EpochPlan, plan_epoch
+from spot_ray.operators.read import ReadFrame, locate, slots
+from spot_ray.storage.dataset import Dataset, open_dataset
+from spot_ray.storage.occupancy import OccupancySet, open_occupancy
+from spot_ray.storage.shards import ShardReader
+
+if TYPE_CHECKING:
+    from ray.data import Dataset as RayDataset
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The operators in their order; picklable, so that Ray can send it to where the work is done.
+
+    Args:
+        uri: The dataset.
+        read: Reads a frame.
+        beams: Re-samples its beams.
+        augment: Moves it.
+        pack: Packs samples to rows.
+    """
+
+    uri: str
+    read: ReadFrame
+    beams: BeamResample
+    augment: Augment
+    pack: Pack
+
+    def __call__(self, places: pa.Table, reader: ShardReader) -> pa.Table:
+        """Return the packed samples of some rows of the plan, in order."""
+        return self.pack([self.augment(self.beams(self.read(slot, reader))) for slot in slots(places)])
+
+
+def iterate(
+    uri: str,
+    config: DataConfig,
+    *,
+    seed: int,
+    epoch: int,
+    global_batch_size: int,
+    rank: int = 0,
+    world_size: int = 1,
+    start_step: int = 0,
+    sequences: Sequence[str] | None = None,
+    shuffle: bool = True,
+) -> Iterator[Batch]:
+    """Iterate over one worker's batches of an epoch, in this process and without Ray.
+
+    The batches are those of :func:`stream`, bit for bit.
+
+    Args:
+        uri: The dataset, with labels.
+        config: The data plane.
+        seed: Seed of the run.
+        epoch: The epoch.
+        global_batch_size: Samples a step over all workers.
+        rank: This worker.
+        world_size: Number of workers.
+        start_step: Steps of the epoch to leave out at the start; costs nothing.
+        sequences: The sequences to use, or None: all.
+        shuffle: Whether the order is random.
+
+    Returns:
+        An iterator over the batches, one a step.
+
+    Raises:
+        ConfigError: If the config does not fit the dataset.
+        DataError: If there is no dataset, frame or label, or, on the way, a frame cannot be read.
+    """
+    dataset, labels = _open(uri, config)
+    plan = plan_epoch(
+        dataset,
+        config,
+        seed=seed,
+        epoch=epoch,
+        global_batch_size=global_batch_size,
+        sequences=sequences,
+        shuffle=shuffle,
+    )
+    share = plan.share(rank=rank, world_size=world_size, start_step=start_step)
+    places = locate(share, dataset, labels)
+    chain = _build_chain(dataset, labels, config, seed=seed, epoch=epoch)
+    return _iterate(chain, places, share.batch_size, len(config.features))
+
+
+def stream(
+    uri: str,
+    config: DataConfig,
+    *,
+    seed: int,
+    epoch: int,
+    global_batch_size: int,
+    rank: int = 0,
+    world_size: int = 1,
+    start_step: int = 0,
+    sequences: Sequence[str] | None = None,
+    shuffle: bool = True,
+    cpus_per_task: float = 0.5,
+    max_tasks: int | None = None,
+    frames_per_task: int = 4,
+    prefetch_batches: int = 2,
+) -> Iterator[Batch]:
+    """Iterate over one worker's batches of an epoch, prepared ahead by Ray Data on the whole cluster.
+
+    Every worker streams its own share of the plan, in the plan's order: the samples of an epoch are the same for any
+    number of workers, bit for bit, whatever finishes first. Ray is started if it is not running.
+
+    Args:
+        uri: The dataset, with labels.
+        config: The data plane.
+        seed: Seed of the run.
+        epoch: The epoch.
+        global_batch_size: Samples a step over all workers.
+        rank: This worker.
+        world_size: Number of workers.
+        start_step: Steps of the epoch to leave out at the start; costs nothing.
+        sequences: The sequences to use, or None: all.
+        shuffle: Whether the order is random.
+        cpus_per_task: CPUs that a reading task asks Ray for. Training workers must leave as many free, or nothing is
+            ever read.
+        max_tasks: Most reading tasks of this worker at once, or None: as many as there are CPUs for.
+        frames_per_task: Frames that a task prepares.
+        prefetch_batches: Batches that are fetched ahead.
+
+    Returns:
+        An iterator over the batches, one a step.
+
+    Raises:
+        ConfigError: If the config does not fit the dataset.
+        DataError: If there is no dataset, frame or label, or, on the way, a frame cannot be read.
+    """
+    dataset, labels = _open(uri, config)
+    plan = plan_epoch(
+        dataset,
+        config,
+        seed=seed,
+        epoch=epoch,
+        global_batch_size=global_batch_size,
+        sequences=sequences,
+        shuffle=shuffle,
+    )
+    share = plan.share(rank=rank, world_size=world_size, start_step=start_step)
+    if not len(share):
+        return iter(())
+    places = locate(share, dataset, labels)
+    chain = _build_chain(dataset, labels, config, seed=seed, epoch=epoch)
+    rows = _prepare(chain, places, cpus_per_task=cpus_per_task, max_tasks=max_tasks, frames_per_task=frames_per_task)
+    return _batches(rows, share.batch_size, len(config.features), prefetch_batches)
+
+
+def read_frames(uri: str, config: DataConfig, frames: Sequence[str]) -> Batch:
+    """Return the frames `SEQUENCE/FRAME` as one batch, as :func:`evaluation_config` reads them.
+
+    Raises:
+        ConfigError: If the config does not fit the dataset.
+        DataError: If a frame is unknown, has no labels or cannot be read.
+    """
+    config = evaluation_config(config)
+    dataset, labels = _open(uri, config)
+    index = np.array([dataset.index_of(name) for name in frames], dtype=np.int64)
+    share = EpochPlan(index, np.zeros(len(index), np.int32), len(index)).share()
+    chain = _build_chain(dataset, labels, config, seed=0, epoch=0)
+    return next(_iterate(chain, locate(share, dataset, labels), share.batch_size, len(config.features)))
+
+
+def evaluation_config(config: DataConfig) -> DataConfig:
+    """Return a config with the same features and labels that uses every frame once and as it is."""
+    return replace(
+        config,
+        balance=BalanceConfig(enabled=False),
+        beams=BeamConfig(targets=()),
+        augment=AugmentConfig(flip_x=False, flip_y=False, rotation_rad=(0.0, 0.0), scale=(1.0, 1.0)),
+    )
+
+
+def _open(uri: str, config: DataConfig) -> tuple[Dataset, OccupancySet]:
+    dataset = open_dataset(uri)
+    labels = open_occupancy(uri, config.labels)
+    check_features(config.features, dataset.info)
+    if labels.info.class_names != dataset.info.taxonomy.class_names:
+        raise DataError(
+            f"the labels {config.labels!r} have the classes {', '.join(labels.info.class_names)}",
+            where=dataset.uri,
+            expected=f"those of the dataset's taxonomy: {', '.join(dataset.info.taxonomy.class_names)}",
+            remedy="label the dataset again under another name",
+        )
+    return dataset, labels
+
+
+def _build_chain(dataset: Dataset, labels: OccupancySet, config: DataConfig, *, seed: int, epoch: int) -> Chain:
+    info, grid = dataset.info, labels.info.grid
+    beam_columns = ("ring", "lidar_id") if config.beams.targets else ()
+    columns = (*columns_of(config.features, info), *beam_columns)
+    return Chain(
+        uri=dataset.uri,
+        read=ReadFrame(uri=dataset.uri, info=info, grid=grid, columns=columns),
+        beams=build_beam_resample(config.beams, info.rig, seed=seed, epoch=epoch),
+        augment=build_augment(config.augment, grid, seed=seed, epoch=epoch),
+        pack=Pack(features=config.features, rig=info.rig, class_of_source=info.taxonomy.lookup()),
+    )
+
+
+def _iterate(chain: Chain, places: pa.Table, batch_size: int, num_features: int) -> Iterator[Batch]:
+    reader = ShardReader(chain.uri)
+    try:
+        for start in range(0, places.num_rows, batch_size):
+            yield unpack(chain(places.slice(start, batch_size), reader), num_features)
+    finally:
+        reader.close()
+
+
+def _prepare(
+    chain: Chain, places: pa.Table, *, cpus_per_task: float, max_tasks: int | None, frames_per_task: int
+) -> RayDataset:
+    """Return the Ray dataset of the packed samples, in the plan's order."""
+    import ray.data
+
+    if not ray.is_initialized():
+        ray.init(log_to_driver=False)
+    context = ray.data.DataContext.get_current().copy()
+    context.enable_progress_bars = False
+    context.execution_options.preserve_order = True
+    context.execution_options.verbose_progress = False
+    with ray.data.DataContext.current(context):
+        blocks = ray.data.from_arrow(places, override_num_blocks=math.ceil(places.num_rows / frames_per_task))
+        return blocks.map_batches(
+            functools.partial(_run, chain=chain, token=uuid.uuid4().hex),
+            batch_size=None,
+            batch_format="pyarrow",
+            zero_copy_batch=True,
+            num_cpus=cpus_per_task,
+            concurrency=max_tasks,
+        )
+
+
+def _run(places: pa.Table, chain: Chain, token: str) -> pa.Table:
+    return chain(places, _reader(chain.uri, token))
+
+
+@functools.lru_cache(maxsize=2)
+def _reader(uri: str, token: str) -> ShardReader:  # noqa: ARG001 - the key
+    # Ray's processes outlive a stream. Each stream opens the files anew, since they may have been written again.
+    return ShardReader(uri)
+
+
+def _batches(rows: RayDataset, batch_size: int, num_features: int, prefetch_batches: int) -> Iterator[Batch]:
+    from ray.exceptions import RayError
+
+    try:
+        for table in rows.iter_batches(
+            batch_size=batch_size, batch_format="pyarrow", prefetch_batches=prefetch_batches
+        ):
+            yield unpack(table, num_features)
+    except RayError as error:
+        raise _user_error(error) or error from None
+
+
+def _user_error(error: BaseException) -> SpotRayError | None:
+    """Return the error of ours that Ray wrapped, if there is one."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, SpotRayError):
+            return seen
+        seen = getattr(seen, "cause", None) or seen.__cause__
+    return None
