@@ -1,0 +1,248 @@
+"""Runs a checkpoint over a dataset's labelled frames and scores it, beside the baselines that it has to beat."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from spot_ray.errors import DataError
+from spot_ray.evaluate.baselines import PriorBaseline, SweepBaseline, SweepTrueClasses
+from spot_ray.evaluate.occupancy import OccupancyMetrics, OccupancyScores, evaluation_truth
+from spot_ray.geometry.grid import VoxelGrid
+from spot_ray.schema.occupancy import crop_occupancy
+from spot_ray.schema.sweep import Sweep
+from spot_ray.storage.dataset import Dataset, open_dataset
+from spot_ray.storage.occupancy import OccupancySet, open_occupancy
+from spot_ray.train.checkpoint import LoadedModel, load_model
+from spot_ray.train.predict import class_table, predict_frames, prediction_columns
+
+METHODS = {
+    "prediction": "prediction",
+    "sweep": "sweep's voxels, most frequent class at their height",
+    "prior": "most frequent value of each voxel in the training set",
+    "sweep_true_classes": "sweep's voxels, true classes of their points",
+}
+"""The methods of a report in the order of its table, and what each is."""
+
+
+@dataclass(frozen=True)
+class EvaluationReport:
+    """What an evaluation found.
+
+    Args:
+        checkpoint: The checkpoint or run that was evaluated.
+        step: Global steps that it was trained for.
+        data: The dataset.
+        labels: The label set whose observed voxels are the domain.
+        truth: The label set that counts as true.
+        sequences: The sequences that were evaluated.
+        prediction: Scores of the checkpoint.
+        sweep: Scores of :class:`~spot_ray.evaluate.baselines.SweepBaseline`; None without training data.
+        prior: Scores of :class:`~spot_ray.evaluate.baselines.PriorBaseline`; None without training data.
+        sweep_true_classes: Scores of :class:`~spot_ray.evaluate.baselines.SweepTrueClasses`, which knows more than any
+            method can; None without training data, or if a frame has no point classes.
+    """
+
+    checkpoint: str
+    step: int
+    data: str
+    labels: str
+    truth: str
+    sequences: tuple[str, ...]
+    prediction: OccupancyScores
+    sweep: OccupancyScores | None = None
+    prior: OccupancyScores | None = None
+    sweep_true_classes: OccupancyScores | None = None
+
+    def scores(self) -> dict[str, OccupancyScores]:
+        """Return the scores that there are, by method."""
+        found = {name: getattr(self, name) for name in METHODS}
+        return {name: value for name, value in found.items() if value is not None}
+
+
+def evaluate_checkpoint(
+    checkpoint: str,
+    data: str,
+    *,
+    labels: str = "default",
+    truth: str | None = None,
+    sequences: tuple[str, ...] | None = None,
+    max_frames: int | None = None,
+    train_data: str | None = None,
+    train_sequences: tuple[str, ...] | None = None,
+    batch_size: int = 1,
+    device: str = "cpu",
+    on_frame: Callable[[int, int], None] | None = None,
+) -> EvaluationReport:
+    """Evaluate a checkpoint on the labelled frames of a dataset.
+
+    A voxel counts if it lies in the checkpoint's grid and the label set `labels` observed it; its true value is that of
+    the label set `truth`. Classes are matched by name; a class of the truth that the checkpoint does not know scores 0.
+
+    Args:
+        checkpoint: A checkpoint's folder, or a run's: then its newest.
+        data: The dataset.
+        labels: The label set that gives the domain.
+        truth: The label set that counts as true, such as a synthetic world's `exact`; None: `labels`.
+        sequences: The sequences to evaluate on; None: all that have labels.
+        max_frames: Evaluate at most this many frames, evenly spaced; None: all.
+        train_data: The dataset on whose label set `labels` the baselines are fitted; None: no baselines.
+        train_sequences: Its sequences to fit on; None: all that have labels.
+        batch_size: Frames that are predicted at once.
+        device: Where the network runs.
+        on_frame: Called after each frame with the number done and the number of all.
+
+    Raises:
+        DataError: If there is nothing to evaluate, the labels do not cover the checkpoint's grid cell on cell,
+            or a class has no counterpart.
+        CheckpointError: If the checkpoint cannot be loaded.
+    """
+    dataset = open_dataset(data)
+    domain_set = _open_labels(dataset, labels)
+    truth_set = domain_set if truth is None else _open_labels(dataset, truth)
+    names = dataset.info.taxonomy.class_names
+    loaded = load_model(checkpoint, device)
+    grid = loaded.grid
+    to_dataset = class_table(loaded.taxonomy.class_names, names, where=f"checkpoint {checkpoint}")
+    frames = _spread(_labelled_frames(dataset, domain_set, sequences), max_frames)
+
+    fitted: dict[str, Callable[[Sweep], npt.NDArray[np.uint8]]] = {}
+    if train_data is not None:
+        sweep_baseline, prior = _fit(train_data, labels, train_sequences, grid, names)
+        fitted = {"sweep": sweep_baseline.predict, "prior": prior.predict}
+        if all(dataset.manifest.column("class_point_counts")[i].is_valid for i in frames):
+            fitted["sweep_true_classes"] = SweepTrueClasses(sweep_baseline, dataset.info.taxonomy.lookup()).predict
+
+    ground = dataset.info.taxonomy.mask("ground")
+    metrics = {name: OccupancyMetrics(names, ground) for name in ("prediction", *fitted)}
+    for done, (sweep, prediction) in enumerate(_predictions(loaded, dataset, frames, batch_size), start=1):
+        key = (sweep.sequence_id, sweep.frame_id)
+        true, domain = (crop_occupancy(s.get(*key), s.info.grid, grid) for s in (truth_set, domain_set))
+        expected = evaluation_truth(true, domain, grid)
+        metrics["prediction"].update(to_dataset[prediction], expected)
+        for name, predict in fitted.items():
+            metrics[name].update(predict(sweep), expected)
+        if on_frame is not None:
+            on_frame(done, len(frames))
+
+    results = {name: m.result() for name, m in metrics.items()}
+    return EvaluationReport(
+        checkpoint=checkpoint,
+        step=loaded.step,
+        data=data,
+        labels=labels,
+        truth=truth_set.info.name,
+        sequences=tuple(dict.fromkeys(dataset.manifest.column("sequence_id")[i].as_py() for i in frames)),
+        prediction=results["prediction"],
+        sweep=results.get("sweep"),
+        prior=results.get("prior"),
+        sweep_true_classes=results.get("sweep_true_classes"),
+    )
+
+
+def render(report: EvaluationReport) -> str:
+    """Return the report as a table of text: IoU in percent, methods as columns."""
+    scores = report.scores()
+    first = report.prediction
+    rows: list[tuple[str, list[float | None]]] = [
+        ("geometric IoU", [s.geometric_iou for s in scores.values()]),
+        ("  without ground", [s.geometric_iou_non_ground for s in scores.values()]),
+        ("mIoU", [s.miou for s in scores.values()]),
+        ("  without ground", [s.miou_non_ground for s in scores.values()]),
+    ]
+    classes: list[tuple[str, list[float | None]]] = [
+        (name, [s.iou_by_class[name] for s in scores.values()])
+        for name, iou in first.iou_by_class.items()
+        if iou is not None
+    ]
+    left = max(len(name) for name, _ in (*rows, *classes))
+    widths = [max(7, len(name)) for name in scores]
+
+    def line(name: str, cells: Sequence[str]) -> str:
+        return "  ".join([name.ljust(left), *(cell.rjust(w) for cell, w in zip(cells, widths, strict=True))])
+
+    def figures(name: str, values: Sequence[float | None]) -> str:
+        return line(name, ["–" if value is None else f"{100 * value:.1f}" for value in values])
+
+    head = line("IoU in %", list(scores))
+    absent = [name for name, iou in first.iou_by_class.items() if iou is None]
+    text = [
+        f"{first.num_frames} frames of {len(report.sequences)} sequences against the labels {report.truth!r} "
+        f"where {report.labels!r} observed, after {report.step} steps",
+        "",
+        head,
+        "─" * len(head),
+        *(figures(*row) for row in rows),
+        "─" * len(head),
+        *(figures(*row) for row in classes),
+    ]
+    if absent:
+        text += ["", f"not in the truth: {', '.join(absent)}"]
+    explained = [f"{name}: {METHODS[name]}" for name in scores if name != "prediction"]
+    return "\n".join([*text, *([""] if explained else []), *explained])
+
+
+def _open_labels(dataset: Dataset, name: str) -> OccupancySet:
+    opened = open_occupancy(dataset.uri, name)
+    if opened.info.class_names != dataset.info.taxonomy.class_names:
+        raise DataError(
+            f"label set {name!r} has the classes {', '.join(opened.info.class_names)}",
+            where=dataset.uri,
+            expected=f"those of the dataset: {', '.join(dataset.info.taxonomy.class_names)}",
+            remedy="make the labels again",
+        )
+    return opened
+
+
+def _labelled_frames(dataset: Dataset, label_set: OccupancySet, sequences: tuple[str, ...] | None) -> list[int]:
+    """Return the indices of a dataset's frames that have labels, in order."""
+    ids = dataset.manifest.column("frame_id").to_pylist()
+    frames = [
+        i
+        for sequence_id in (dataset.sequences if sequences is None else sequences)
+        for i in dataset.frames_of(sequence_id)
+        if (sequence_id, ids[i]) in label_set
+    ]
+    if not frames:
+        raise DataError(
+            f"no frame has labels {label_set.info.name!r}",
+            where=dataset.uri if sequences is None else f"{dataset.uri}, sequences {', '.join(sequences)}",
+            remedy=f"make them: spot-ray label --data {dataset.uri}",
+        )
+    return frames
+
+
+def _spread(frames: list[int], most: int | None) -> list[int]:
+    """Return at most so many of the frames, evenly spaced."""
+    if most is None or most >= len(frames):
+        return frames
+    return [frames[i] for i in np.linspace(0, len(frames) - 1, most).round().astype(int)]
+
+
+def _fit(
+    uri: str, labels: str, sequences: tuple[str, ...] | None, grid: VoxelGrid, names: Sequence[str]
+) -> tuple[SweepBaseline, PriorBaseline]:
+    """Fit both baselines in one pass over the training labels."""
+    dataset = open_dataset(uri)
+    label_set = _open_labels(dataset, labels)
+    table = class_table(label_set.info.class_names, names, where=dataset.uri)
+    sweep, prior = SweepBaseline(grid, len(names)), PriorBaseline(grid, len(names))
+    for i in _labelled_frames(dataset, label_set, sequences):
+        key = (dataset.manifest.column(c)[i].as_py() for c in ("sequence_id", "frame_id"))
+        dense = table[crop_occupancy(label_set.get(*key), label_set.info.grid, grid).dense(grid)]
+        sweep.fit([dense])
+        prior.fit([dense])
+    return sweep, prior
+
+
+def _predictions(
+    loaded: LoadedModel, dataset: Dataset, frames: list[int], batch_size: int
+) -> Iterator[tuple[Sweep, npt.NDArray[np.uint8]]]:
+    """Yield each frame's sweep and its prediction, (nx, ny, nz) uint8 in the checkpoint's classes."""
+    columns = (*prediction_columns(loaded, dataset.info), "point_source_class")
+    for start in range(0, len(frames), batch_size):
+        sweeps = [dataset.read(i, columns) for i in frames[start : start + batch_size]]
+        yield from zip(sweeps, predict_frames(loaded, sweeps, dataset.info, batch_size=batch_size), strict=True)

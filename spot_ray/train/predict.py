@@ -1,0 +1,91 @@
+"""Occupancy out of a sweep with a network from a checkpoint: serves evaluation, pictures and pseudo-labels.
+
+The features come from the same operator as in training, without augmentation: the network frame is the ego frame, and
+the prediction lies in the label grid as labels on disk do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from spot_ray.errors import DataError
+from spot_ray.operators.features import check_features, columns_of, point_features
+from spot_ray.schema.dataset import DatasetInfo
+from spot_ray.schema.occupancy import to_network_order
+from spot_ray.schema.sweep import Sweep
+from spot_ray.schema.taxonomy import EMPTY, IGNORE
+from spot_ray.train.checkpoint import LoadedModel
+
+
+def prediction_columns(loaded: LoadedModel, info: DatasetInfo) -> tuple[str, ...]:
+    """Return the point columns beside `xyz` that a prediction needs, as `Dataset.read` takes them.
+
+    Raises:
+        ConfigError: If the dataset lacks an input feature of the network.
+    """
+    check_features(loaded.features, info)
+    return columns_of(loaded.features, info)
+
+
+def predict_sweep(loaded: LoadedModel, sweep: Sweep, info: DatasetInfo) -> npt.NDArray[np.uint8]:
+    """Return the (nx, ny, nz) uint8 prediction of one sweep; see :func:`predict_frames`."""
+    return next(predict_frames(loaded, [sweep], info))
+
+
+def predict_frames(
+    loaded: LoadedModel, sweeps: Iterable[Sweep], info: DatasetInfo, *, batch_size: int = 1
+) -> Iterator[npt.NDArray[np.uint8]]:
+    """Predict the occupancy of sweeps.
+
+    Args:
+        loaded: The network, in evaluation mode; it runs on the device that it is on.
+        sweeps: Sweeps of the dataset, points in the ego frame.
+        info: The dataset: its rig gives the scale of intensities and rings.
+        batch_size: Sweeps that are computed at once; each takes 4 · (N + 1) bytes a voxel for its logits.
+
+    Yields:
+        (nx, ny, nz) uint8 of each sweep in order, in the ego frame: each voxel's most likely value, 0 (empty) to N.
+
+    Raises:
+        ConfigError: If the dataset lacks an input feature of the network.
+        DataError: If a sweep lacks one, or no point of a batch lies in the network's range.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}")
+    check_features(loaded.features, info)
+    device = next(loaded.model.parameters()).device
+    remaining = iter(sweeps)
+    while batch := list(islice(remaining, batch_size)):
+        clouds = [point_features(sweep, loaded.features, info.rig) for sweep in batch]
+        points = torch.from_numpy(np.concatenate(clouds)).to(device)
+        offsets = torch.from_numpy(np.cumsum([0, *map(len, clouds)], dtype=np.int64)).to(device)
+        with torch.inference_mode():
+            logits = loaded.model(points, offsets)
+            values = logits.argmax(dim=1).to(torch.uint8).cpu().numpy()
+        for value in values:
+            yield np.ascontiguousarray(to_network_order(value), dtype=np.uint8)
+
+
+def class_table(source: Sequence[str], target: Sequence[str], *, where: str) -> npt.NDArray[np.uint8]:
+    """Return the (256,) uint8 table from class ids of `source` to those of `target` by name; 0 and 255 stay.
+
+    Raises:
+        DataError: If a class has no counterpart.
+    """
+    table = np.full(256, IGNORE, dtype=np.uint8)
+    table[EMPTY] = EMPTY
+    for i, name in enumerate(source, start=1):
+        if name not in target:
+            raise DataError(
+                f"the class {name!r} has no counterpart",
+                where=where,
+                expected=f"classes among {', '.join(target)}",
+                remedy="use data with the same class names",
+            )
+        table[i] = target.index(name) + 1
+    return table
