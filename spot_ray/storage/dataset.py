@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from types import TracebackType
-from typing import Any
 
 import pyarrow as pa
 
@@ -17,11 +16,9 @@ from spot_ray.schema.sweep import POINT_DTYPES, Sweep
 from spot_ray.schema.taxonomy import Taxonomy
 from spot_ray.storage import manifest
 from spot_ray.storage import uri as uris
-from spot_ray.storage.codec import EXTRA, columns_for, decode_sweep, encode_sweep, sweep_schema
-from spot_ray.storage.shards import ShardReader, ShardWriter, shard_name
-
-FRAMES_A_PART = 1000
-"""Frames of one sequence in a file; longer sequences go on in a next one, so that writing needs bounded memory."""
+from spot_ray.storage.codec import EXTRA, columns_for, decode_sweep
+from spot_ray.storage.sequence import SequenceWriter, remove_sequence
+from spot_ray.storage.shards import ShardReader
 
 
 class DatasetWriter:
@@ -69,7 +66,6 @@ class DatasetWriter:
             licence=licence,
             provenance=provenance,
         )
-        self._schema = sweep_schema(self.info)
         self._is_new = not uris.exists(uris.join(self.uri, "dataset.json"))
         self._done: set[str] = set()
         if self._is_new:
@@ -89,14 +85,9 @@ class DatasetWriter:
                     remedy="write into another folder, or give the same as its dataset.json",
                 )
             self._done = set(existing.sequences)
-        self._shard: ShardWriter | None = None
-        self._shard_path = ""
-        self._part = 0
-        self._sequence: str | None = None
-        self._frames: set[str] = set()
-        self._last_timestamp = 0
-        self._rows: list[dict[str, Any]] = []
-        self._written: list[str] = []
+        self._sequence: SequenceWriter | None = None
+        self._claimed: list[str] = []
+        self._rows: list[pa.Table] = []
 
     def add(self, sweep: Sweep) -> None:
         """Append a sweep.
@@ -104,20 +95,32 @@ class DatasetWriter:
         Raises:
             DataError: If it contradicts the dataset (class ids, LiDAR ids, extra columns), or comes out of order.
         """
-        self._check(sweep)
-        row = encode_sweep(sweep, self.info)
-        if sweep.sequence_id != self._sequence:
-            self._start_sequence(sweep.sequence_id)
-        elif self._shard is not None and self._shard.num_rows >= FRAMES_A_PART:
-            self._open_part(self._part + 1)
-        assert self._shard is not None
-        row_group = self._shard.add(row)
-        self._frames.add(sweep.frame_id)
-        self._last_timestamp = sweep.timestamp_ns
-        self._rows.append(
-            {name: row[name] for name in SWEEP_MANIFEST.names if name in row}
-            | {"shard": self._shard_path, "row_group": row_group, "row": 0}
-        )
+        if self._sequence is None or sweep.sequence_id != self._sequence.sequence_id:
+            self._finish_sequence()
+            self.claim(sweep.sequence_id)
+            self._sequence = SequenceWriter(self.uri, self.info, sweep.sequence_id)
+        self._sequence.add(sweep)
+
+    def claim(self, sequence_id: str) -> None:
+        """Announce a sequence that another process writes with a `SequenceWriter`; :meth:`add_rows` brings it in.
+
+        If the block fails, the files of claimed sequences are removed too: no process may still write then.
+
+        Raises:
+            DataError: If the dataset has the sequence already.
+        """
+        if sequence_id in self._done:
+            raise DataError(
+                f"sequence {sequence_id!r} is already in the dataset",
+                where=self.uri,
+                expected="all frames of a sequence together, each sequence once",
+            )
+        self._done.add(sequence_id)
+        self._claimed.append(sequence_id)
+
+    def add_rows(self, rows: pa.Table) -> None:
+        """Bring in what another process wrote of a claimed sequence: the rows of its `SequenceWriter`."""
+        self._rows.append(rows)
 
     def __enter__(self) -> DatasetWriter:
         """Return itself."""
@@ -127,64 +130,33 @@ class DatasetWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Make what was written visible, or remove it if the block failed."""
-        if self._shard is not None:
-            self._shard.close()
         if error is not None:
-            uris.remove_files(self._written)
-            if self._is_new and not uris.list_dir(uris.join(self.uri, "shards")):
-                uris.remove_tree(uris.join(self.uri, "shards"))
-                if not uris.list_dir(self.uri):
-                    uris.remove_tree(self.uri)
+            self._remove()
             return
-        if not self._rows:
+        self._finish_sequence()
+        rows = pa.concat_tables([SWEEP_MANIFEST.empty_table(), *self._rows])
+        if not rows.num_rows:
             raise DataError("no sweep was written", where=self.uri, remedy="add at least one")
         if self._is_new:
             uris.write_bytes(uris.join(self.uri, "dataset.json"), to_json(self.info).encode())
-        manifest.append_part(uris.join(self.uri, "manifest"), pa.Table.from_pylist(self._rows, schema=SWEEP_MANIFEST))
+        manifest.append_part(uris.join(self.uri, "manifest"), rows)
 
-    def _check(self, sweep: Sweep) -> None:
-        if set(sweep.extra) != set(self.info.extra):
-            raise DataError(
-                f"extra columns are {sorted(sweep.extra)}", where=sweep.name, expected=f"{sorted(self.info.extra)}"
-            )
-        if sweep.lidar_id is not None:
-            known = [lidar.lidar_id for lidar in self.info.rig]
-            unknown = sorted(set(sweep.lidar_id.tolist()) - set(known)) if len(known) < 256 else []
-            if unknown:
-                raise DataError(
-                    f"lidar_id {unknown[0]} is not in the rig", where=sweep.name, expected=f"one of {known}"
-                )
-        if sweep.sequence_id == self._sequence:
-            if sweep.frame_id in self._frames:
-                raise DataError("the frame occurs twice", where=sweep.name, expected="unique frame ids in a sequence")
-            if sweep.timestamp_ns <= self._last_timestamp:
-                raise DataError(
-                    f"timestamp {sweep.timestamp_ns} does not follow {self._last_timestamp}",
-                    where=sweep.name,
-                    expected="frames of a sequence in time order",
-                )
-        elif sweep.sequence_id in self._done:
-            raise DataError(
-                f"sequence {sweep.sequence_id!r} is already in the dataset",
-                where=self.uri,
-                expected="all frames of a sequence together, each sequence once",
-            )
+    def _finish_sequence(self) -> None:
+        if self._sequence is not None:
+            self._sequence.close()
+            self._rows.append(self._sequence.rows)
+            self._sequence = None
 
-    def _start_sequence(self, sequence_id: str) -> None:
-        self._sequence = sequence_id
-        self._done.add(sequence_id)
-        self._frames = set()
-        self._open_part(0)
-
-    def _open_part(self, part: int) -> None:
-        assert self._sequence is not None
-        if self._shard is not None:
-            self._shard.close()
-        self._part = part
-        self._shard_path = f"shards/{shard_name(self._sequence, part)}"
-        target = uris.join(self.uri, self._shard_path)
-        self._written.append(target)
-        self._shard = ShardWriter(target, self._schema, compression=self.info.compression)
+    def _remove(self) -> None:
+        if self._sequence is not None:
+            self._sequence.close()
+        folder = uris.join(self.uri, "shards")
+        for sequence_id in self._claimed:
+            remove_sequence(self.uri, sequence_id)
+        if self._is_new and not uris.list_dir(folder):
+            uris.remove_tree(folder)
+            if not uris.list_dir(self.uri):
+                uris.remove_tree(self.uri)
 
 
 class Dataset:
