@@ -1,0 +1,119 @@
+"""Points of a whole sequence in one place: what stands still by pose, what is boxed in the frame of its box."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from spot_ray.geometry import boxes as boxes_ops
+from spot_ray.geometry import se3
+from spot_ray.occupancy.cloud import Cloud, CloudBuilder
+from spot_ray.occupancy.tracks import FrameObjects, Tracks
+from spot_ray.schema.sweep import Sweep
+from spot_ray.schema.taxonomy import IGNORE
+
+
+@dataclass(frozen=True, eq=False)
+class PointParts:
+    """What the points of a sweep are.
+
+    Args:
+        label: (N,) uint8 class by the source's label, else by the box that holds the point; 255 where neither.
+        box: (N,) int32 box of the frame that holds the point as part of its object; -1 in none.
+        on_ego: (N,) bool: a return from the vehicle's own body.
+    """
+
+    label: npt.NDArray[np.uint8]
+    box: npt.NDArray[np.int32]
+    on_ego: npt.NDArray[np.bool_]
+
+
+def split_points(
+    sweep: Sweep,
+    objects: FrameObjects,
+    lookup: npt.NDArray[np.uint8],
+    ground: npt.NDArray[np.bool_],
+    *,
+    box_margin_m: float,
+    ego_body_m: tuple[float, ...],
+) -> PointParts:
+    """Tell the points of objects from the rest.
+
+    A point in an enlarged box belongs to its object, unless the source labels it as ground: the ground does not drive
+    along with a car. A box is not enlarged downwards, since unlabelled ground lies there.
+
+    Args:
+        sweep: The sweep.
+        objects: Its objects.
+        lookup: (65536,) uint8 class of each source class.
+        ground: (256,) bool by class: whether it is ground.
+        box_margin_m: Margin on the sides and top of a box, metres.
+        ego_body_m: Lower, then upper corner of the vehicle's own body, ego frame, metres.
+
+    Returns:
+        What each point is.
+    """
+    label = np.full(len(sweep), IGNORE, np.uint8)
+    if sweep.point_source_class is not None:
+        label = lookup[sweep.point_source_class]
+    lifted = objects.boxes.copy()
+    lifted[:, 2] += box_margin_m / 2
+    # The margin is added on both ends below, so the height gives it back: the bottom stays where it is.
+    lifted[:, 5] = np.maximum(lifted[:, 5] - box_margin_m, 0.0)
+    box = boxes_ops.points_in_boxes(sweep.xyz, lifted, margin_m=box_margin_m)
+    box[ground[label]] = -1
+    from_box = (box >= 0) & (label == IGNORE)
+    label[from_box] = objects.label[box[from_box]]
+    low, high = np.array(ego_body_m[:3]), np.array(ego_body_m[3:])
+    on_ego = np.all((sweep.xyz >= low) & (sweep.xyz <= high), axis=1)
+    return PointParts(label, np.where(on_ego, np.int32(-1), box), on_ego)
+
+
+def aggregate_static(
+    sweeps: Sequence[Sweep],
+    parts: Sequence[PointParts],
+    seq_SE3_ego: Sequence[npt.NDArray[np.float64]],
+    *,
+    cell_m: float,
+) -> Cloud:
+    """Return the points of all sweeps that belong to no box, in the sequence frame."""
+    builder = CloudBuilder(cell_m)
+    for sweep, part, pose in zip(sweeps, parts, seq_SE3_ego, strict=True):
+        rest = (part.box < 0) & ~part.on_ego
+        builder.add(se3.transform_points(pose, sweep.xyz[rest]), part.label[rest])
+    return builder.build()
+
+
+def aggregate_objects(
+    sweeps: Sequence[Sweep], parts: Sequence[PointParts], tracks: Tracks, *, cell_m: float
+) -> dict[int, Cloud]:
+    """Return by track the points that any sweep saw of the object, in the frame of its box."""
+    builders: dict[int, CloudBuilder] = defaultdict(lambda: CloudBuilder(cell_m))
+    for sweep, part, objects in zip(sweeps, parts, tracks.frames, strict=True):
+        for m in np.unique(part.box[part.box >= 0]):
+            mine = part.box == m
+            xyz_box = boxes_ops.to_box_frame(sweep.xyz[mine], objects.boxes[m])
+            builders[int(objects.track[m])].add(xyz_box, part.label[mine])
+    return {track: builder.build() for track, builder in builders.items()}
+
+
+def place_objects(
+    clouds: dict[int, Cloud], objects: FrameObjects
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
+    """Put the objects of a frame where their boxes are.
+
+    Returns:
+        (M, 3) float32 points in the frame's ego frame, and their (M,) uint8 class: the point's, else the box's.
+    """
+    xyz: list[npt.NDArray[np.floating]] = [np.zeros((0, 3), np.float32)]
+    label = [np.zeros(0, np.uint8)]
+    for box, track, box_label in zip(objects.boxes, objects.track.tolist(), objects.label, strict=True):
+        if track in clouds:
+            cloud = clouds[track]
+            xyz.append(boxes_ops.from_box_frame(cloud.xyz, box))
+            label.append(np.where(cloud.label == IGNORE, box_label, cloud.label))
+    return np.concatenate(xyz).astype(np.float32, copy=False), np.concatenate(label)
