@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 
 def weighted_cross_entropy(log_probabilities: Tensor, labels: Tensor, class_weights: Tensor) -> Tensor:
@@ -18,6 +17,6 @@ def weighted_cross_entropy(log_probabilities: Tensor, labels: Tensor, class_weig
     Returns:
         () float32; 0 with zero gradient if no voxel has weight.
     """
-    total = functional.nll_loss(log_probabilities.T, labels, class_weights, reduction="sum")
-    weight = class_weights[labels].sum()
-    return total / torch.where(weight > 0, weight, 1.0)
+    weights = class_weights[labels]
+    total = -(weights * log_probabilities.gather(0, labels[None]).squeeze(0)).sum()
+    return total / weights.sum().clamp(min=torch.finfo(torch.float32).tiny)

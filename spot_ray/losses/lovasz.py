@@ -1,8 +1,8 @@
 """Lovász-Softmax: the convex extension of the Jaccard loss to probabilities (Berman et al., CVPR 2018; paper, Eq. 4).
 
-For class c, let e_i be the error of voxel i: 1 - p_i(c) where c is true, p_i(c) elsewhere. With errors in falling order,
-the loss is Σ e_i · (J_i - J_{i-1}), J_i being the Jaccard loss 1 - |intersection| / |union| if exactly the first i voxels
-were wrong.
+For class c, let e_i be the error of voxel i: 1 - p_i(c) where c is true, p_i(c) elsewhere. With errors in falling
+order, the loss is Σ e_i · (J_i - J_{i-1}), J_i being the Jaccard loss 1 - |intersection| / |union| if exactly the
+first i voxels were wrong.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class _LovaszSoftmax(torch.autograd.Function):
         return loss * scale
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
+    @once_differentiable
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor, None, None]:
         (gradient,) = ctx.saved_tensors
         return gradient * grad_output, None, None
@@ -64,7 +64,7 @@ def _add_class(probability: Tensor, foreground: Tensor, gradient: Tensor) -> Ten
     # Past the last true voxel the intersection is empty and the Jaccard loss stays 1: smaller errors have slope 0.
     least = torch.where(foreground, errors, 2.0).amin().clamp(max=errors.amax())
     index = (errors >= least).nonzero().squeeze(1)
-    error, order, is_foreground = _sort_falling(errors[index], index, foreground[index])
+    error, order, is_foreground = _sort_falling(errors.index_select(0, index), index, foreground.index_select(0, index))
 
     total = is_foreground.sum()
     rank = torch.arange(1, len(order) + 1, device=order.device)
@@ -76,8 +76,8 @@ def _add_class(probability: Tensor, foreground: Tensor, gradient: Tensor) -> Ten
     slope = torch.where(
         is_foreground | first_of_absent, 1.0 / union, intersection / (union * (union - 1.0)).clamp(min=1.0)
     )
-    gradient[order] = torch.where(is_foreground, -slope, slope)
-    return torch.dot(error, slope)
+    gradient.scatter_(0, order, torch.where(is_foreground, -slope, slope))
+    return (error * slope).sum()
 
 
 def _sort_falling(error: Tensor, index: Tensor, foreground: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -57,6 +57,6 @@ def occupancy_loss(
 def _sample_loss(logits: Tensor, labels: Tensor, class_weights: Tensor, over_present: bool) -> tuple[Tensor, Tensor]:
     observed = (labels != IGNORE_INDEX).nonzero().squeeze(1)
     truth = labels[observed].long()
-    log_probabilities = torch.log_softmax(logits[:, observed].float(), dim=0)
+    log_probabilities = torch.log_softmax(logits.index_select(1, observed).float(), dim=0)
     cross_entropy = weighted_cross_entropy(log_probabilities, truth, class_weights)
     return cross_entropy, lovasz_softmax(log_probabilities.exp(), truth, over_present=over_present)

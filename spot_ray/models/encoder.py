@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from spot_ray.models.sparse import Size3, SparseBackEnd, SparseTensor, conv_output_shape
+from spot_ray.models.sparse import Size3, SparseBackEnd, SparseTensor, conv_output_shape, to_dense
 
 BATCH_NORM_EPS = 1e-3
 BATCH_NORM_MOMENTUM = 0.01
@@ -80,7 +80,7 @@ class VoxelResBackBone8x(nn.Module):
             x = self.conv_input(x)
             for stage in self.stages:
                 x = stage(x)
-            return self.conv_out(x).dense().flatten(1, 2)
+            return to_dense(self.conv_out(x)).flatten(1, 2)
 
 
 def sparse_shape(voxel_shape: Size3) -> Size3:

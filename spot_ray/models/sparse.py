@@ -6,6 +6,7 @@ checkpoint does not depend on the library that wrote it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 from torch import Tensor, nn
@@ -26,11 +27,16 @@ class SparseTensor(Protocol):
     def indices(self) -> Tensor:
         """(V, 4) int32 sites (batch, z, y, x)."""
 
+    @property
+    def spatial_shape(self) -> Sequence[int]:
+        """(z, y, x) size of the grid."""
+
+    @property
+    def batch_size(self) -> int:
+        """Number of samples B."""
+
     def replace_feature(self, feature: Tensor) -> SparseTensor:
         """Return the same sites with other (V, C') features."""
-
-    def dense(self) -> Tensor:
-        """Return (B, C, z, y, x) features, 0 where no site is active."""
 
 
 class SparseBackEnd(Protocol):
@@ -79,6 +85,15 @@ def default_back_end() -> SparseBackEnd:
             remedy="pip install 'spot_ray[train]'",
         ) from None
     return SpconvBackEnd()
+
+
+def to_dense(x: SparseTensor) -> Tensor:
+    """Return (B, C, z, y, x) features, 0 where no site is active."""
+    z, y, x_size = x.spatial_shape
+    site = x.indices.long()
+    linear = ((site[:, 0] * z + site[:, 1]) * y + site[:, 2]) * x_size + site[:, 3]
+    flat = x.features.new_zeros(x.batch_size * z * y * x_size, x.features.shape[1]).index_copy(0, linear, x.features)
+    return flat.view(x.batch_size, z, y, x_size, -1).permute(0, 4, 1, 2, 3)
 
 
 def conv_output_shape(shape: Size3, kernel_size: Size3, stride: Size3, padding: Size3) -> Size3:

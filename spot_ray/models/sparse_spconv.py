@@ -6,6 +6,7 @@ spconv's default algorithm fails on CPU tensors, so every layer picks its algori
 
 from __future__ import annotations
 
+import logging
 import warnings
 
 import torch
@@ -20,6 +21,9 @@ with warnings.catch_warnings():
     import spconv
     import spconv.pytorch as spconv_torch
     from spconv.core import ConvAlgo
+
+# The first tensor of spconv makes torch.fx log a hint for people who trace.
+logging.getLogger("torch.fx._symbolic_trace").addFilter(lambda record: "is_fx_tracing" not in record.getMessage())
 
 
 class SpconvBackEnd:
