@@ -206,7 +206,10 @@ def _check(
 def _show(ax: Axes, image: npt.NDArray[np.uint8], grid: VoxelGrid, title: str) -> None:
     """Draw an `[x, y]` image with axes in metres and the ego vehicle as an arrow head."""
     (x0, y0, _), (x1, y1, _) = grid.lower_m, grid.upper_m
-    ax.imshow(upright(image), extent=(y1, y0, x0, x1), origin="upper", aspect="auto")
+    scale = (ax.get_position().width * WIDTH_PX) / image.shape[1]
+    # Cells of two pixels and more stay sharp; smaller ones would come out unevenly wide.
+    interpolation = "nearest" if scale >= 2 else "antialiased"
+    ax.imshow(upright(image), extent=(y1, y0, x0, x1), origin="upper", aspect="auto", interpolation=interpolation)
     ax.add_patch(Polygon([(0.0, 3.2), (1.8, -2.2), (0.0, -1.0), (-1.8, -2.2)], facecolor=INK, edgecolor="white", lw=1))
     ax.set_xlim(y1, y0)
     ax.set_ylim(x0, x1)

@@ -82,7 +82,7 @@ def test_frames_are_batched_in_order(toy: ModuleType) -> None:
 
 def test_the_real_network_predicts_a_frame_alike_alone_and_in_a_batch(toy: ModuleType) -> None:
     torch.manual_seed(0)
-    voxel = VoxelConfig((-6.4, -6.4, -1.6, 6.4, 6.4, 1.6), (0.1, 0.1, 0.1))
+    voxel = VoxelConfig((-6.4, -6.4, -1.6, 6.4, 6.4, 1.6), (0.1, 0.1, 0.08))
     config = dataclasses.replace(toy.CONFIG.model, voxel=voxel)
     network = build_model(config, num_features=4, num_classes=3, grid=toy.GRID).eval()
     info = DatasetInfo("d", (LIDAR,), toy.TAXONOMY)
