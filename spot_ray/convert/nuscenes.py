@@ -222,7 +222,7 @@ def read_points(where: str) -> npt.NDArray[np.float32]:
     Raises:
         DataError: If the file is missing, empty or cut, or a value is impossible.
     """
-    data = uris.read_bytes(where)
+    data = _read_file(where, "point file")
     again = "the file is cut or damaged: download and unpack it again"
     if not data:
         raise DataError("the point file is empty", where=where, expected=f"{POINT_BYTES} bytes a point", remedy=again)
@@ -261,7 +261,7 @@ def read_lidarseg(where: str, num_points: int, taxonomy: Taxonomy) -> npt.NDArra
     Raises:
         DataError: If the file is missing or of another length, or holds an id that no category has.
     """
-    labels = np.frombuffer(uris.read_bytes(where), dtype=np.uint8)
+    labels = np.frombuffer(_read_file(where, "lidarseg file"), dtype=np.uint8)
     if len(labels) != num_points:
         raise DataError(
             f"{len(labels)} labels for {num_points} points",
@@ -297,3 +297,14 @@ def boxes_in_ego(annotations: Annotations, world_SE3_ego: npt.NDArray[np.float64
         num_radar_points=annotations.num_radar_points,
         attribute=list(annotations.attribute),
     )
+
+
+def _read_file(where: str, what: str) -> bytes:
+    if not uris.exists(where):
+        raise DataError(
+            f"the {what} is missing",
+            where=where,
+            expected="every file that the tables name",
+            remedy="download and unpack all archives of the version",
+        )
+    return uris.read_bytes(where)

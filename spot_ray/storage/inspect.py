@@ -200,7 +200,7 @@ def _frames_a_class(dataset: Dataset, counts: pa.ChunkedArray) -> tuple[npt.NDAr
     """Return (N + 1,) the frames that hold each class, and the number of frames whose counts are known."""
     taxonomy = dataset.info.taxonomy
     known = counts.drop_null()
-    by_source = known.combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(len(known), -1)
     if not len(known):
         return np.zeros(taxonomy.num_classes + 1, dtype=np.int64), 0
+    by_source = known.combine_chunks().flatten().to_numpy().reshape(len(known), -1)
     return (taxonomy.class_counts(by_source) > 0).sum(axis=0).astype(np.int64), len(known)

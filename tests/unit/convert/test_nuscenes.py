@@ -1,0 +1,227 @@
+"""Frames, ids and velocities against numbers worked by hand, and every kind of broken folder."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from spot_ray.convert.nuscenes import CATEGORIES, UNLABELLED_CLASSES, open_source
+from spot_ray.convert.run import convert
+from spot_ray.errors import DataError
+from spot_ray.schema.sweep import Sweep
+from spot_ray.schema.taxonomy import PAPER_CLASSES
+
+
+def read(folder: Any, sequence: str = "scene-0000") -> list[Sweep]:
+    return list(open_source(str(folder.root), version="v1.0-mini").read(sequence))
+
+
+def test_points_come_to_the_ego_frame_by_the_calibration(nuscenes_folder: Any) -> None:
+    sweep = read(nuscenes_folder)[0]
+    # Forward is the sensor's y, right its x; it sits at (0.9, 0, 1.8).
+    np.testing.assert_allclose(sweep.xyz[0], [10.9, 0.0, 0.0], atol=1e-5)
+    np.testing.assert_allclose(sweep.xyz[1], [0.9, -2.0, 1.8], atol=1e-5)
+    assert sweep.xyz.dtype == np.float32
+    assert sweep.intensity is not None
+    assert sweep.ring is not None
+    assert sweep.point_source_class is not None
+    assert sweep.intensity.tolist() == [12, 255, 7, 0]
+    assert sweep.ring.tolist() == [0, 31, 20, 25]
+    assert sweep.point_source_class.tolist() == [24, 17, 0, 30]
+
+
+def test_keyframes_come_in_time_order_with_the_lidars_time_and_pose(nuscenes_folder: Any) -> None:
+    sweeps = read(nuscenes_folder, "scene-0001")
+    assert [s.name for s in sweeps] == [f"scene-0001/sample-1-{i}" for i in range(3)]
+    assert [s.timestamp_ns for s in sweeps] == [1_000_000_003_000 + 500_000_000 * i for i in range(3)]
+    for i, sweep in enumerate(sweeps):
+        assert sweep.world_SE3_ego is not None
+        np.testing.assert_allclose(sweep.world_SE3_ego @ [1, 0, 0, 1], [100, 51 + i, 0, 1], atol=1e-9)
+        assert sweep.motion_compensated is True
+
+
+def test_boxes_come_to_the_ego_frame_with_velocity_over_ground(nuscenes_folder: Any) -> None:
+    for i, (x, speed) in enumerate(zip((20, 21, 24), (4, 6, 8), strict=True)):
+        boxes = read(nuscenes_folder)[i].boxes
+        assert boxes is not None
+        assert boxes.track_id is not None
+        assert boxes.velocity is not None
+        assert boxes.num_lidar_points is not None
+        assert boxes.num_radar_points is not None
+        car = boxes.track_id.index("car-0")
+        np.testing.assert_allclose(boxes.boxes[car], [x, 3, 0.8, 4.5, 2.0, 1.6, 0.0], atol=1e-5)
+        np.testing.assert_allclose(boxes.velocity[car], [speed, 0, 0], atol=1e-5)
+        assert boxes.source_class[car] == 17
+        assert (boxes.num_lidar_points[car], boxes.num_radar_points[car]) == (5 + i, i)
+        assert boxes.attribute is not None
+        assert boxes.attribute[car] == "vehicle.moving"
+
+
+def test_an_object_seen_once_has_no_velocity(nuscenes_folder: Any) -> None:
+    boxes = read(nuscenes_folder)[1].boxes
+    assert boxes is not None
+    assert boxes.track_id is not None
+    assert boxes.velocity is not None
+    cone = boxes.track_id.index("cone-0")
+    assert np.isnan(boxes.velocity[cone]).all()
+    assert boxes.attribute is not None
+    assert boxes.attribute[cone] == ""
+
+
+def test_too_long_a_gap_gives_no_velocity(nuscenes_folder: Any) -> None:
+    def stretch(rows: list[dict[str, Any]]) -> None:
+        for row in rows:
+            row["timestamp"] = {0: 0, 1: 1_600_000, 2: 2_900_000}[int(row["token"][-1])]
+
+    nuscenes_folder.edit("sample", stretch)
+    speeds = []
+    for sweep in read(nuscenes_folder):
+        assert sweep.boxes is not None
+        assert sweep.boxes.track_id is not None
+        assert sweep.boxes.velocity is not None
+        speeds.append(sweep.boxes.velocity[sweep.boxes.track_id.index("car-0"), 0])
+    # 1.6 s to one neighbour is too long; 2.9 s over both is not, nor 1.3 s.
+    np.testing.assert_allclose(speeds, [np.nan, 6 / 2.9, 4 / 1.3], rtol=1e-5)
+
+
+def test_bike_racks_are_regions_in_which_nothing_counts(nuscenes_folder: Any) -> None:
+    sweep = read(nuscenes_folder)[0]
+    assert sweep.ignore_regions is not None
+    np.testing.assert_allclose(sweep.ignore_regions, [[10, -10, 0.5, 3, 1, 1, 0]], atol=1e-5)
+
+
+def test_every_category_of_lidarseg_has_its_place(nuscenes_folder: Any) -> None:
+    taxonomy = open_source(str(nuscenes_folder.root)).info().taxonomy
+    assert [(s.id, s.name) for s in taxonomy.sources] == list(enumerate(name for name, _ in CATEGORIES))
+    assert len(CATEGORIES) == 32
+    assert {name for name, target in CATEGORIES if target is None} == {"noise", "vehicle.ego"}
+    reached = {target for _, target in CATEGORIES if target is not None}
+    assert reached | UNLABELLED_CLASSES == {c.name for c in PAPER_CLASSES}
+    assert not reached & UNLABELLED_CLASSES
+    assert {c.name for c in taxonomy.classes if not c.labelled} == UNLABELLED_CLASSES
+    lookup = taxonomy.lookup()
+    assert taxonomy.class_names[lookup[16] - 1] == "vehicle"
+    assert taxonomy.class_names[lookup[27] - 1] == "walkable"
+    assert lookup[31] == 255
+
+
+def test_without_lidarseg_points_are_unlabelled_and_ids_stay(nuscenes_folder: Any) -> None:
+    def drop_index(rows: list[dict[str, Any]]) -> None:
+        rows[:] = [{"token": r["token"], "name": r["name"]} for r in rows if r["index"] in (12, 13, 17)]
+
+    nuscenes_folder.edit("category", drop_index)
+    nuscenes_folder.table("lidarseg").unlink()
+    sweep = read(nuscenes_folder)[1]
+    assert sweep.point_source_class is None
+    assert sweep.boxes is not None
+    assert sorted(sweep.boxes.source_class.tolist()) == [12, 13, 17]
+
+
+def test_a_version_without_annotations_has_no_boxes_rather_than_none_there(nuscenes_folder: Any) -> None:
+    nuscenes_folder.edit("sample_annotation", list.clear)
+    nuscenes_folder.edit("instance", list.clear)
+    assert read(nuscenes_folder)[0].boxes is None
+
+
+def test_a_keyframe_in_which_nothing_is_has_empty_boxes(nuscenes_folder: Any) -> None:
+    def leave_scene_1(rows: list[dict[str, Any]]) -> None:
+        rows[:] = [r for r in rows if r["instance_token"].endswith("1")]
+
+    nuscenes_folder.edit("sample_annotation", leave_scene_1)
+    sweep = read(nuscenes_folder)[0]
+    assert sweep.boxes is not None
+    assert len(sweep.boxes) == 0
+    assert sweep.ignore_regions is None
+
+
+def test_the_rig_has_the_real_mount_and_the_source_pickles(nuscenes_folder: Any) -> None:
+    source = pickle.loads(pickle.dumps(open_source(str(nuscenes_folder.root))))
+    (lidar,) = source.info().rig
+    assert lidar.num_beams == 32
+    assert lidar.height_m == 1.8
+    np.testing.assert_allclose(lidar.pose @ [0, 1, 0, 1], [1.9, 0, 1.8, 1], atol=1e-9)
+    assert next(source.read("scene-0001")).name == "scene-0001/sample-1-0"
+
+
+def _edit(table: str, change: Callable[[list[dict[str, Any]]], object]) -> Callable[[Any], object]:
+    return lambda folder: folder.edit(table, change)
+
+
+def _nan(folder: Any) -> None:
+    points = np.frombuffer(folder.points(1, 2).read_bytes(), np.float32).copy()
+    points[6] = np.nan
+    folder.points(1, 2).write_bytes(points.tobytes())
+
+
+def _ring(folder: Any) -> None:
+    points = np.frombuffer(folder.points().read_bytes(), np.float32).copy()
+    points[4] = 32
+    folder.points().write_bytes(points.tobytes())
+
+
+BROKEN: list[tuple[str, Callable[[Any], object], str, str]] = [
+    ("no folder", lambda f: f.root.rename(f.root.parent / "away"), "no such folder", "nuscenes"),
+    ("no tables", lambda f: (f.root / "v1.0-mini").rename(f.root.parent / "x"), "no nuScenes folder", "nuscenes"),
+    ("missing table", lambda f: f.table("ego_pose").unlink(), "table 'ego_pose' is missing", "ego_pose.json"),
+    ("missing attributes", lambda f: f.table("attribute").unlink(), "table 'attribute'", "attribute.json"),
+    ("cut table", lambda f: f.table("sample").write_text('[{"token": "sam'), "not valid JSON", "sample.json"),
+    ("object table", lambda f: f.table("scene").write_text('{"token": "a", "name": "b"}'), "holds", "scene.json"),
+    ("list of numbers", lambda f: f.table("log").write_text("[1]"), "the file holds", "log.json"),
+    ("no field", _edit("ego_pose", lambda r: r[0].pop("rotation")), "no field 'rotation'", "ego_pose.json"),
+    ("wrong type", _edit("sample", lambda r: r[0].update(timestamp="x")), "field 'timestamp'", "sample.json"),
+    ("no pose", _edit("ego_pose", lambda r: r[0].update(rotation=[0, 0, 0, 0])), "is no pose", "ego_pose.json"),
+    ("short pose", _edit("ego_pose", lambda r: r[0].update(translation=[0, 0])), "is no pose", "ego_pose.json"),
+    ("lost pose", _edit("ego_pose", lambda r: r.pop()), "not in the table", "ego_pose.json"),
+    ("lost keyframe", _edit("sample_data", lambda r: r.pop(0)), "no LIDAR_TOP keyframe", "sample_data.json"),
+    ("two keyframes", _edit("sample_data", lambda r: r.append(r[0])), "two LIDAR_TOP", "sample_data.json"),
+    ("empty scene", _edit("scene", lambda r: r.append({"token": "x", "name": "y"})), "no sample", "sample.json"),
+    ("no scenes", _edit("scene", list.clear), "table is empty", "scene.json"),
+    ("new category", _edit("category", lambda r: r[17].update(name="vehicle.cart")), "vehicle.cart", "category.json"),
+    ("lost category", _edit("instance", lambda r: r[0].update(category_token="x")), "refers to 'x'", "category.json"),
+    ("some indices", _edit("category", lambda r: r[3].pop("index")), "only 31 of 32", "category.json"),
+    ("huge index", _edit("category", lambda r: r[3].update(index=300)), "an index is 300", "category.json"),
+    ("flat box", _edit("sample_annotation", lambda r: r[0].update(size=[0, 1, 1])), "size", "sample_annotation.json"),
+    ("lost sample", _edit("sample_annotation", lambda r: r[0].update(sample_token="x")), "'x'", "sample.json"),
+    ("missing points", lambda f: f.points(1, 1).unlink(), "point file is missing", "1-1.pcd.bin"),
+    ("empty points", lambda f: f.points(1, 1).write_bytes(b""), "is empty", "1-1.pcd.bin"),
+    ("cut points", lambda f: f.points(1, 1).write_bytes(b"\0" * 70), "70 bytes", "1-1.pcd.bin"),
+    ("nan", _nan, "not finite, the first is point 1", "1-2.pcd.bin"),
+    ("ring", _ring, "ring 32", "0-0.pcd.bin"),
+    ("missing labels", lambda f: f.lidarseg(1, 0).unlink(), "lidarseg file is missing", "lidar-1-0_lidarseg.bin"),
+    ("short labels", lambda f: f.lidarseg(1, 0).write_bytes(b"\1\2\3"), "3 labels for 4", "lidar-1-0_lidarseg.bin"),
+    ("unknown label", lambda f: f.lidarseg(1, 0).write_bytes(b"\1\2\3\x28"), "label 40", "lidar-1-0_lidarseg.bin"),
+]
+
+
+@pytest.mark.parametrize(("spoil", "what", "where"), [case[1:] for case in BROKEN], ids=[case[0] for case in BROKEN])
+def test_a_broken_folder_is_named_and_leaves_nothing(
+    nuscenes_folder: Any, tmp_path: Path, spoil: Callable[[Any], object], what: str, where: str
+) -> None:
+    spoil(nuscenes_folder)
+    out = tmp_path / "out"
+    with pytest.raises(DataError) as caught:
+        convert("nuscenes", source=str(nuscenes_folder.root), version="v1.0-mini", uri=str(out), num_workers=1)
+    assert what in caught.value.what
+    assert caught.value.where.endswith(where)
+    assert caught.value.expected or caught.value.remedy
+    assert not out.exists()
+
+
+def test_a_missing_version_lists_those_that_are_there(nuscenes_folder: Any) -> None:
+    root = nuscenes_folder.root
+    with pytest.raises(DataError, match="no version") as caught:
+        open_source(str(root), version="v1.0-trainval")
+    assert caught.value.expected == "one of v1.0-mini"
+    with pytest.raises(DataError) as caught:
+        open_source(str(root / "v1.0-mini"))
+    assert caught.value.remedy == "give the folder above it"
+    (root / "v1.0-test").mkdir()
+    (root / "v1.0-test" / "scene.json").write_text("[]")
+    with pytest.raises(DataError, match="several versions") as caught:
+        open_source(str(root))
+    assert caught.value.remedy == "choose one: --version v1.0-mini | v1.0-test"
