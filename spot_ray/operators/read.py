@@ -13,7 +13,7 @@ from spot_ray.geometry.grid import VoxelGrid
 from spot_ray.operators.plan import Share
 from spot_ray.operators.sample import Sample, Slot
 from spot_ray.schema.dataset import DatasetInfo
-from spot_ray.schema.occupancy import Occupancy
+from spot_ray.schema.occupancy import Occupancy, crop_occupancy
 from spot_ray.schema.sweep import Sweep
 from spot_ray.storage import uri as uris
 from spot_ray.storage.codec import OCCUPANCY_SCHEMA, columns_for, decode_occupancy, decode_sweep
@@ -72,13 +72,17 @@ class ReadFrame:
     Args:
         uri: The dataset.
         info: Its description.
-        grid: The label grid.
+        labels_grid: The grid that the labels were made on.
+        grid: The grid to crop them to.
         columns: Point columns to read beside `xyz`; boxes are read too.
     """
 
-    def __init__(self, *, uri: str, info: DatasetInfo, grid: VoxelGrid, columns: Sequence[str]) -> None:
+    def __init__(
+        self, *, uri: str, info: DatasetInfo, labels_grid: VoxelGrid, grid: VoxelGrid, columns: Sequence[str]
+    ) -> None:
         self._uri = uri
         self._info = info
+        self._labels_grid = labels_grid
         self._grid = grid
         self._columns = columns_for(list(dict.fromkeys(("xyz", *columns, "boxes"))))
 
@@ -107,12 +111,12 @@ class ReadFrame:
             table = reader.read(slot.label_shard, slot.label_row_group, _LABEL_COLUMNS)
             labels = decode_occupancy(table, slot.label_row)
             self._check(labels)
+            return crop_occupancy(labels, self._labels_grid, self._grid)
         except ValueError as error:
             raise self._located(error, slot, slot.label_shard, slot.label_row_group, slot.label_row) from error
-        return labels
 
     def _check(self, labels: Occupancy) -> None:
-        voxels, index = self._grid.num_voxels, labels.index
+        voxels, index = self._labels_grid.num_voxels, labels.index
         if len(labels.semantic) != len(index) or len(labels.observed) != (voxels + 7) // 8:
             raise DataError(
                 f"{len(index)} occupied voxels, {len(labels.semantic)} classes, {len(labels.observed)} bytes of mask",

@@ -3,30 +3,41 @@
 from __future__ import annotations
 
 import functools
+import logging
 import math
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pyarrow as pa
 
 from spot_ray.errors import DataError, SpotRayError
+from spot_ray.geometry.grid import VoxelGrid
 from spot_ray.operators.augment import Augment, build_augment
 from spot_ray.operators.batch import Batch
 from spot_ray.operators.beams import BeamResample, build_beam_resample
 from spot_ray.operators.config import AugmentConfig, BalanceConfig, BeamConfig, DataConfig
 from spot_ray.operators.features import check_features, columns_of
 from spot_ray.operators.pack import Pack, unpack
-from spot_ray.operators.plan import EpochPlan, plan_epoch
+from spot_ray.operators.plan import plan_epoch
 from spot_ray.operators.read import ReadFrame, locate, slots
+from spot_ray.schema.occupancy import cell_offset
 from spot_ray.storage.dataset import Dataset, open_dataset
 from spot_ray.storage.occupancy import OccupancySet, open_occupancy
 from spot_ray.storage.shards import ShardReader
 
 if TYPE_CHECKING:
     from ray.data import Dataset as RayDataset
+
+_FRAMES_PER_TASK = 4
+"""Enough work to outweigh a task's own cost (10 to 20 ms), little enough to have a first batch soon."""
+
+_MAX_TASKS = 2000
+"""Tasks an epoch: each costs the worker 0.5 ms before the first batch comes, so long epochs get larger tasks."""
+
+_CHATTY = ("ray.data._internal.execution.streaming_executor", "ray.data._internal.progress")
+"""Loggers that tell of every pipeline's start and end: two lines an epoch and worker amid the training's progress."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +75,7 @@ def iterate(
     start_step: int = 0,
     sequences: Sequence[str] | None = None,
     shuffle: bool = True,
+    grid: VoxelGrid | None = None,
 ) -> Iterator[Batch]:
     """Iterate over one worker's batches of an epoch, in this process and without Ray.
 
@@ -80,6 +92,7 @@ def iterate(
         start_step: Steps of the epoch to leave out at the start; costs nothing.
         sequences: The sequences to use, or None: all.
         shuffle: Whether the order is random.
+        grid: The label grid to crop the labels to, or None: the one that they were made on.
 
     Returns:
         An iterator over the batches, one a step.
@@ -100,7 +113,7 @@ def iterate(
     )
     share = plan.share(rank=rank, world_size=world_size, start_step=start_step)
     places = locate(share, dataset, labels)
-    chain = _build_chain(dataset, labels, config, seed=seed, epoch=epoch)
+    chain = _build_chain(dataset, labels, config, grid or labels.info.grid, seed=seed, epoch=epoch)
     return _iterate(chain, places, share.batch_size, len(config.features))
 
 
@@ -116,15 +129,15 @@ def stream(
     start_step: int = 0,
     sequences: Sequence[str] | None = None,
     shuffle: bool = True,
+    grid: VoxelGrid | None = None,
     cpus_per_task: float = 0.5,
     max_tasks: int | None = None,
-    frames_per_task: int = 4,
     prefetch_batches: int = 2,
 ) -> Iterator[Batch]:
     """Iterate over one worker's batches of an epoch, prepared ahead by Ray Data on the whole cluster.
 
     Every worker streams its own share of the plan, in the plan's order: the samples of an epoch are the same for any
-    number of workers, bit for bit, whatever finishes first. Ray is started if it is not running.
+    number of workers, bit for bit, whatever finishes first.
 
     Args:
         uri: The dataset, with labels.
@@ -137,10 +150,10 @@ def stream(
         start_step: Steps of the epoch to leave out at the start; costs nothing.
         sequences: The sequences to use, or None: all.
         shuffle: Whether the order is random.
+        grid: The label grid to crop the labels to, or None: the one that they were made on.
         cpus_per_task: CPUs that a reading task asks Ray for. Training workers must leave as many free, or nothing is
             ever read.
         max_tasks: Most reading tasks of this worker at once, or None: as many as there are CPUs for.
-        frames_per_task: Frames that a task prepares.
         prefetch_batches: Batches that are fetched ahead.
 
     Returns:
@@ -164,24 +177,9 @@ def stream(
     if not len(share):
         return iter(())
     places = locate(share, dataset, labels)
-    chain = _build_chain(dataset, labels, config, seed=seed, epoch=epoch)
-    rows = _prepare(chain, places, cpus_per_task=cpus_per_task, max_tasks=max_tasks, frames_per_task=frames_per_task)
+    chain = _build_chain(dataset, labels, config, grid or labels.info.grid, seed=seed, epoch=epoch)
+    rows = _prepare(chain, places, cpus_per_task=cpus_per_task, max_tasks=max_tasks)
     return _batches(rows, share.batch_size, len(config.features), prefetch_batches)
-
-
-def read_frames(uri: str, config: DataConfig, frames: Sequence[str]) -> Batch:
-    """Return the frames `SEQUENCE/FRAME` as one batch, as :func:`evaluation_config` reads them.
-
-    Raises:
-        ConfigError: If the config does not fit the dataset.
-        DataError: If a frame is unknown, has no labels or cannot be read.
-    """
-    config = evaluation_config(config)
-    dataset, labels = _open(uri, config)
-    index = np.array([dataset.index_of(name) for name in frames], dtype=np.int64)
-    share = EpochPlan(index, np.zeros(len(index), np.int32), len(index)).share()
-    chain = _build_chain(dataset, labels, config, seed=0, epoch=0)
-    return next(_iterate(chain, locate(share, dataset, labels), share.batch_size, len(config.features)))
 
 
 def evaluation_config(config: DataConfig) -> DataConfig:
@@ -208,13 +206,17 @@ def _open(uri: str, config: DataConfig) -> tuple[Dataset, OccupancySet]:
     return dataset, labels
 
 
-def _build_chain(dataset: Dataset, labels: OccupancySet, config: DataConfig, *, seed: int, epoch: int) -> Chain:
-    info, grid = dataset.info, labels.info.grid
-    beam_columns = ("ring", "lidar_id") if config.beams.targets else ()
-    columns = (*columns_of(config.features, info), *beam_columns)
+def _build_chain(
+    dataset: Dataset, labels: OccupancySet, config: DataConfig, grid: VoxelGrid, *, seed: int, epoch: int
+) -> Chain:
+    info = dataset.info
+    cell_offset(labels.info.grid, grid)  # fails now, not in the first task, if the labels do not cover the grid
+    columns = columns_of(config.features, info)
+    if config.beams.targets:
+        columns = (*columns, "ring", "lidar_id")
     return Chain(
         uri=dataset.uri,
-        read=ReadFrame(uri=dataset.uri, info=info, grid=grid, columns=columns),
+        read=ReadFrame(uri=dataset.uri, info=info, labels_grid=labels.info.grid, grid=grid, columns=columns),
         beams=build_beam_resample(config.beams, info.rig, seed=seed, epoch=epoch),
         augment=build_augment(config.augment, grid, seed=seed, epoch=epoch),
         pack=Pack(features=config.features, rig=info.rig, class_of_source=info.taxonomy.lookup()),
@@ -230,27 +232,26 @@ def _iterate(chain: Chain, places: pa.Table, batch_size: int, num_features: int)
         reader.close()
 
 
-def _prepare(
-    chain: Chain, places: pa.Table, *, cpus_per_task: float, max_tasks: int | None, frames_per_task: int
-) -> RayDataset:
+def _prepare(chain: Chain, places: pa.Table, *, cpus_per_task: float, max_tasks: int | None) -> RayDataset:
     """Return the Ray dataset of the packed samples, in the plan's order."""
     import ray.data
 
-    if not ray.is_initialized():
-        ray.init(log_to_driver=False)
+    for name in _CHATTY:
+        logging.getLogger(name).setLevel(logging.ERROR)
     context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = False
+    context.print_on_execution_start = False
     context.execution_options.preserve_order = True
-    context.execution_options.verbose_progress = False
+    size = max(_FRAMES_PER_TASK, math.ceil(places.num_rows / _MAX_TASKS))
     with ray.data.DataContext.current(context):
-        blocks = ray.data.from_arrow(places, override_num_blocks=math.ceil(places.num_rows / frames_per_task))
-        return blocks.map_batches(
+        tasks = ray.data.from_blocks([places.slice(start, size) for start in range(0, places.num_rows, size)])
+        return tasks.map_batches(
             functools.partial(_run, chain=chain, token=uuid.uuid4().hex),
             batch_size=None,
             batch_format="pyarrow",
             zero_copy_batch=True,
             num_cpus=cpus_per_task,
-            concurrency=max_tasks,
+            compute=ray.data.TaskPoolStrategy(size=max_tasks),
         )
 
 
