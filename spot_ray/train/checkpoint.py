@@ -134,7 +134,7 @@ def save_checkpoint(
     Returns:
         The checkpoint's URI.
     """
-    uri = uris.join(run_uri, CHECKPOINTS_DIR, f"step_{state.step:08d}")
+    uri = checkpoint_uri(run_uri, state.step)
     files = {
         _MODEL: safetensors.torch.save(_contiguous(model.state_dict())),
         _OPTIMISER: safetensors.torch.save(_contiguous(_adam_state(model, optimiser))),
@@ -150,6 +150,11 @@ def save_checkpoint(
     for old in _complete_checkpoints(run_uri)[:-keep]:
         _remove(old)
     return uri
+
+
+def checkpoint_uri(run_uri: str, step: int) -> str:
+    """Return where a run keeps the checkpoint of a global step."""
+    return uris.join(run_uri, CHECKPOINTS_DIR, f"step_{step:08d}")
 
 
 def latest_checkpoint(run_uri: str) -> str | None:

@@ -1,0 +1,216 @@
+"""A run before it runs: everything that can be wrong with it is found here, before a worker starts.
+
+OUT/config.json     the run's whole config, as resolved
+OUT/run.json        its data: where, which sequences, how many steps; the weights that it began with
+OUT/checkpoints/    see checkpoint.py
+OUT/metrics.jsonl   and OUT/tensorboard/, see metrics.py
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from spot_ray.config.load import from_json, to_json
+from spot_ray.errors import ConfigError
+from spot_ray.models.spot import OccupancyModel, build_model
+from spot_ray.operators.plan import steps_by_epoch
+from spot_ray.operators.stream import iterate
+from spot_ray.schema.taxonomy import Taxonomy
+from spot_ray.storage import uri as uris
+from spot_ray.storage.dataset import open_dataset
+from spot_ray.train.checkpoint import CONFIG_FILE, ModelDescription, latest_checkpoint, read_config
+from spot_ray.train.config import PretrainConfig
+from spot_ray.train.transfer import LoadReport, load_weights
+
+RECORD_FILE = "run.json"
+
+CHANGEABLE = frozenset(
+    {"train.epochs", "train.checkpoint_every_steps", "train.keep_checkpoints", "train.log_every_steps"}
+)
+"""Fields that a resumed run may change: how long it runs and what it keeps."""
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What `run.json` holds.
+
+    Args:
+        data: The dataset.
+        sequences: The sequences that it trains on, or None: all.
+        init: The checkpoint that it began with, or None.
+        steps_by_epoch: Global batches of each epoch.
+    """
+
+    data: str
+    sequences: tuple[str, ...] | None
+    init: str | None
+    steps_by_epoch: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run, as every worker is told of it.
+
+    Args:
+        config: The config.
+        out: The run's folder, absolute.
+        record: Its data.
+        description: What its weights will mean.
+    """
+
+    config: PretrainConfig
+    out: str
+    record: RunRecord
+    description: ModelDescription
+
+    @property
+    def total_steps(self) -> int:
+        """Global steps of the whole run."""
+        return sum(self.record.steps_by_epoch)
+
+    @property
+    def taxonomy(self) -> Taxonomy:
+        """The classes."""
+        return self.description.taxonomy
+
+    def build_model(self) -> OccupancyModel:
+        """Return the network with fresh weights."""
+        return build_model(
+            self.config.model,
+            num_features=len(self.description.features),
+            num_classes=self.taxonomy.num_classes,
+            grid=self.config.grid,
+        )
+
+    def load_init(self, model: OccupancyModel) -> LoadReport | None:
+        """Take over the weights of `--init`, if there is one."""
+        if self.record.init is None:
+            return None
+        return load_weights(
+            model,
+            self.record.init,
+            features=self.description.features,
+            taxonomy=self.taxonomy,
+            grid=self.config.grid,
+        )
+
+
+def prepare_run(
+    config: PretrainConfig,
+    *,
+    data: str,
+    out: str,
+    sequences: Sequence[str] | None = None,
+    init: str | None = None,
+    resume: bool = False,
+) -> tuple[Run, LoadReport | None]:
+    """Check a run as a whole, then write its config and record into its folder.
+
+    Args:
+        config: The run.
+        data: The labelled dataset.
+        out: The run's folder.
+        sequences: The sequences to train on, or None: all.
+        init: A checkpoint to begin with, or None.
+        resume: Go on with the run that `out` holds.
+
+    Returns:
+        The run, and what became of the weights of `init` (None without, or if a checkpoint of the run itself is newer).
+
+    Raises:
+        ConfigError: If the config contradicts itself, the data or the run in `out`.
+        DataError: If the dataset or its labels are missing or broken.
+        CheckpointError: If the weights of `init` are missing or do not fit.
+    """
+    _check_counts(config)
+    data, out = uris.absolute(data), uris.absolute(out)
+    dataset = open_dataset(data)
+    train = config.train
+    options = {"seed": train.seed, "global_batch_size": train.global_batch_size, "sequences": sequences}
+    iterate(data, config.data, grid=config.grid, epoch=0, **options)  # opens labels and builds every operator
+    record = RunRecord(
+        data=data,
+        sequences=None if sequences is None else tuple(sequences),
+        init=None if init is None else uris.absolute(init),
+        steps_by_epoch=tuple(steps_by_epoch(dataset, config.data, epochs=train.epochs, **options)),
+    )
+    description = ModelDescription(
+        features=config.data.features,
+        taxonomy=dataset.info.taxonomy,
+        grid=config.grid,
+        lidar_names=tuple(lidar.name for lidar in dataset.info.rig),
+        labels=config.data.labels,
+    )
+    run = Run(config, out, record, description)
+    _check_folder(run, resume=resume)
+    model = run.build_model()
+    report = run.load_init(model) if latest_checkpoint(out) is None else None
+    uris.write_bytes(uris.join(out, CONFIG_FILE), to_json(config).encode())
+    uris.write_bytes(uris.join(out, RECORD_FILE), to_json(record).encode())
+    return run, report
+
+
+def differing_fields(one: object, other: object, prefix: str = "") -> list[str]:
+    """Return the dotted paths of the fields in which two instances of one dataclass differ."""
+    if not dataclasses.is_dataclass(one) or type(one) is not type(other):
+        return [] if one == other else [prefix]
+    return [
+        path
+        for field in dataclasses.fields(one)
+        for path in differing_fields(
+            getattr(one, field.name), getattr(other, field.name), f"{prefix}.{field.name}" if prefix else field.name
+        )
+    ]
+
+
+def _check_folder(run: Run, *, resume: bool) -> None:
+    """Check what the run's folder holds against what is asked."""
+    before = read_config(run.out)
+    if not resume:
+        if before is not None and latest_checkpoint(run.out) is not None:
+            raise ConfigError(
+                "the folder holds a run already",
+                where=run.out,
+                expected="a new folder, or --resume",
+                remedy="go on with that run by --resume, or choose another --out",
+            )
+        return
+    record_file = uris.join(run.out, RECORD_FILE)
+    if before is None or not uris.exists(record_file):
+        raise ConfigError(
+            "there is no run to resume", where=run.out, remedy="name the run's folder by --out, or leave --resume out"
+        )
+    changed = [path for path in differing_fields(before, run.config) if path not in CHANGEABLE]
+    if changed:
+        raise ConfigError(
+            f"the config differs from the run's in {', '.join(changed)}",
+            where=uris.join(run.out, CONFIG_FILE),
+            expected=f"the same config; only {', '.join(sorted(CHANGEABLE))} may change",
+            remedy="resume with the run's own values, or start a new run in another --out",
+        )
+    record = from_json(RunRecord, uris.read_bytes(record_file), where=record_file)
+    common = min(len(record.steps_by_epoch), len(run.record.steps_by_epoch))
+    same_plan = record.steps_by_epoch[:common] == run.record.steps_by_epoch[:common]
+    if record.sequences != run.record.sequences or not same_plan:
+        raise ConfigError(
+            "the data differ from the run's: other sequences or another number of steps an epoch",
+            where=record_file,
+            expected=f"the frames of {record.data} as they were when the run began",
+            remedy="resume with the run's own data, or start a new run in another --out",
+        )
+
+
+def _check_counts(config: PretrainConfig) -> None:
+    train = config.train
+    for name in (
+        "epochs",
+        "global_batch_size",
+        "micro_batch_size",
+        "checkpoint_every_steps",
+        "keep_checkpoints",
+        "log_every_steps",
+    ):
+        if getattr(train, name) < 1:
+            raise ConfigError(f"{name} is {getattr(train, name)}", where=f"train.{name}", expected="at least 1")
