@@ -38,6 +38,8 @@ class LabelReport:
         frames: Frames labelled.
         frames_aggregated: Frames labelled from their whole sequence; the others from their own sweep only, since the
             sequence has frames without a pose (or has only one frame).
+        frames_with_boxes: Frames with annotated or interpolated boxes. In the others nothing tells an object that
+            moves from one that stands, except its class.
         points: Points read.
         points_on_ego: Returns from the vehicle's own body, left out.
         points_by_source: Points whose class is the source's.
@@ -52,6 +54,7 @@ class LabelReport:
     sequences: int = 0
     frames: int = 0
     frames_aggregated: int = 0
+    frames_with_boxes: int = 0
     points: int = 0
     points_on_ego: int = 0
     points_by_source: int = 0
@@ -65,6 +68,21 @@ class LabelReport:
     def __add__(self, other: LabelReport) -> LabelReport:
         """Return the sums."""
         return LabelReport(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+    def __str__(self) -> str:
+        """Return it in words."""
+        points = max(self.points - self.points_on_ego, 1)
+        lines = [
+            f"labelled {self.frames} frames of {self.sequences} sequences, {self.frames_aggregated} from their whole "
+            f"sequence, {self.frames_with_boxes} with boxes",
+            f"points: {self.points}, {self.points_on_ego} of them on the vehicle itself; of the rest "
+            f"{self.points_by_source / points:.1%} labelled by the source, {self.points_by_box / points:.1%} by boxes, "
+            f"{self.points_by_neighbours / points:.1%} by neighbours, {self.points_unclassed / points:.1%} without a "
+            "class",
+            f"voxels: {self.voxels_observed} observed, {self.voxels_occupied} of them occupied, "
+            f"{self.voxels_unclassed} of these without a class",
+        ]
+        return "\n".join(lines)
 
 
 def label_sequence(
@@ -249,6 +267,7 @@ def _count(
     by_box = kept & ~source & (part.label != IGNORE)
     by_neighbours = kept & ~source & ~by_box & (label != IGNORE)
     return LabelReport(
+        frames_with_boxes=int(scene.tracks.frames[i].known),
         points=len(sweep),
         points_on_ego=int(part.on_ego.sum()),
         points_by_source=int((kept & source).sum()),

@@ -22,11 +22,13 @@ class FrameObjects:
         boxes: (M, 7) float32, ego frame of the frame.
         track: (M,) int32 number of the track, counted over the sequence.
         label: (M,) uint8 class 1 to N; 255 where the source's class maps to none.
+        known: Whether the boxes are annotated or interpolated; if not, there may be objects without a box.
     """
 
     boxes: npt.NDArray[np.float32]
     track: npt.NDArray[np.int32]
     label: npt.NDArray[np.uint8]
+    known: bool = True
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,7 +96,7 @@ def _interpolate(
     first = frames[before] if before is not None else None
     second = frames[after] if after is not None else None
     if before is None or after is None or first is None or second is None:
-        return FrameObjects(np.zeros((0, 7), np.float32), np.zeros(0, np.int32), np.zeros(0, np.uint8))
+        return FrameObjects(np.zeros((0, 7), np.float32), np.zeros(0, np.int32), np.zeros(0, np.uint8), known=False)
     _, m, n = np.intersect1d(first.track, second.track, return_indices=True)
     a = boxes_ops.transform_boxes(seq_SE3_ego[before], first.boxes[m].astype(np.float64))
     b = boxes_ops.transform_boxes(seq_SE3_ego[after], second.boxes[n].astype(np.float64))

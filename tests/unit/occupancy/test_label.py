@@ -1,0 +1,293 @@
+"""Hand-made sequences in a small grid: x 0..8, y -2..2, z 0..2 m in voxels of 0.5 m.
+
+The LiDAR sits at the ego origin, 1.05 m up, so that rays at its height run inside one row of voxels.
+"""
+
+import numpy as np
+import pytest
+
+from spot_ray.errors import ConfigError, DataError
+from spot_ray.geometry import se3
+from spot_ray.geometry.grid import VoxelGrid, unpack_bits
+from spot_ray.occupancy.config import LabelConfig
+from spot_ray.occupancy.label import label_sequence
+from spot_ray.schema.dataset import DatasetInfo
+from spot_ray.schema.sensors import LidarSpec, nominal_mount
+from spot_ray.schema.sweep import Boxes, Sweep
+from spot_ray.schema.taxonomy import PAPER_TAXONOMY
+
+GRID = VoxelGrid((0.0, -2.0, 0.0), (0.5, 0.5, 0.5), (16, 8, 4))
+LIDAR = LidarSpec("TOP", 0, "spinning", 2, (-10.0, 10.0), ego_SE3_lidar=nominal_mount(1.05))
+INFO = DatasetInfo("hand-made", (LIDAR,), PAPER_TAXONOMY)
+CONFIG = LabelConfig(grid=GRID, space_cell_m=0.25, ego_body_m=(-1.0, -0.1, 0.0, -0.5, 0.1, 0.1))
+
+VEHICLE, BUILDING, ROAD, VEGETATION = (PAPER_TAXONOMY.id_of(n) for n in ("vehicle", "building", "road", "vegetation"))
+UNLABELLED = 65535
+
+
+def sweep(points, labels=None, *, x=0.0, frame=0, boxes=None, tracks=None, pose=True, **columns):
+    """A sweep of an ego at (x, 0, 0), with boxes of vehicles; all in its ego frame."""
+    if boxes is not None:
+        boxes = np.array(boxes, np.float32).reshape(-1, 7)
+        names = tracks if tracks is not None else [f"car-{m}" for m in range(len(boxes))]
+        boxes = Boxes(boxes, np.full(len(boxes), VEHICLE, np.uint16), track_id=names)
+    return Sweep(
+        "log",
+        f"{frame:03d}",
+        frame * 100_000_000,
+        np.array(points, np.float32),
+        world_SE3_ego=se3.from_yaw(0.0, (x, 0.0, 0.0)) if pose else None,
+        point_source_class=None if labels is None else np.array(labels, np.uint16),
+        boxes=boxes,
+        **columns,
+    )
+
+
+def label(*sweeps, config=CONFIG, info=INFO):
+    """The dense labels of each frame (255 unobserved), and the report."""
+    frames, report = label_sequence(sweeps, info=info, config=config)
+    return [frame.dense(config.grid) for frame in frames], frames, report
+
+
+def observed(frame, by_frame=False):
+    return unpack_bits(frame.observed_by_frame if by_frame else frame.observed, GRID.shape)
+
+
+def at(labels, x, y=0.05, z=1.05):
+    """The label of the voxel at a place in the ego frame."""
+    index, inside = GRID.voxel_of(np.array([[x, y, z]]))
+    assert inside[0]
+    return int(labels[tuple(index[0])])
+
+
+def test_space_before_a_wall_is_empty_and_behind_it_unobserved():
+    (labels,), (frame,), report = label(sweep([[4.2, 0.05, 1.05]], [BUILDING]))
+    assert [at(labels, x) for x in (0.2, 1.7, 3.9)] == [0, 0, 0]
+    assert at(labels, 4.2) == BUILDING
+    assert [at(labels, x) for x in (4.7, 7.7)] == [255, 255]
+    assert (labels != 255).sum() == 9, "nothing beside the ray is observed"
+    np.testing.assert_array_equal(observed(frame), observed(frame, by_frame=True))
+    assert (report.frames, report.frames_aggregated, report.voxels_observed) == (1, 0, 9)
+
+
+def test_space_that_another_frame_passed_is_observed_but_not_by_this_frame():
+    labels, frames, _ = label(
+        sweep([[2.2, 0.05, 1.05]], [BUILDING], x=0.0, frame=0),
+        # 3 m further on: x = 4.2 there is 7.2 in the first frame, and the ray starts at 3.0.
+        sweep([[4.2, 0.05, 1.05]], [BUILDING], x=3.0, frame=1),
+    )
+    assert at(labels[0], 2.2) == BUILDING
+    assert at(labels[0], 2.7) == 255
+    assert [at(labels[0], x) for x in (3.2, 5.0, 6.9)] == [0, 0, 0]
+    assert at(labels[0], 7.2) == BUILDING
+    own = observed(frames[0], by_frame=True)
+    assert observed(frames[0]).sum() > own.sum() == 5
+    assert not (own & ~observed(frames[0])).any()
+
+
+def test_a_voxel_with_points_stays_occupied_though_other_rays_pass_it():
+    labels, _, _ = label(
+        sweep([[2.2, 0.05, 1.05], [6.2, 0.05, 1.05]], [VEGETATION, BUILDING], frame=0),
+        sweep([[6.2, 0.05, 1.05]], [BUILDING], frame=1),
+    )
+    for dense in labels:
+        assert at(dense, 2.2) == VEGETATION
+        assert at(dense, 3.2) == 0
+        assert at(dense, 6.2) == BUILDING
+
+
+CAR = [1.0, 0.9, 0.9, 0.0]
+"""dx, dy, dz, yaw."""
+
+
+def drive(places, sides, **options):
+    """A car at `places` ahead of a standing ego, hit in each frame by one ray at its own place within the box."""
+    return [
+        sweep(
+            [[place + side, 0.05, 1.05], [2.0, 1.9, 0.05]],
+            [VEHICLE, ROAD],
+            frame=i,
+            boxes=[[place, 0.0, 1.0, *CAR]],
+            tracks=["car"],
+            **options,
+        )
+        for i, (place, side) in enumerate(zip(places, sides, strict=True))
+    ]
+
+
+def test_a_moving_object_is_whole_in_every_frame_and_leaves_no_trail():
+    places = (2.25, 4.25, 6.25)
+    labels, _, _ = label(*drive(places, (-0.3, 0.0, 0.3)))
+    for i, dense in enumerate(labels):
+        cars = {float(x) for x in GRID.centers(np.flatnonzero(dense == VEHICLE))[:, 0]}
+        # Its three points lie at -0.3, 0 and 0.3 m from its centre, whichever frame saw them.
+        assert cars == {np.floor((places[i] + side) / 0.5) * 0.5 + 0.25 for side in (-0.3, 0.0, 0.3)}
+    assert at(labels[0], 4.25) == 0, "the space that the car enters later was seen empty before, by a later ray"
+    assert at(labels[2], 2.25) == 0, "where it was at first is empty in the last frame"
+
+
+def test_rays_of_other_frames_do_not_empty_the_place_where_a_moving_object_is_now():
+    # The car hides all behind its rear; later rays pass through where it was.
+    first, second = drive((3.25, 6.25), (-0.45, -0.45))
+    labels, _, _ = label(first, second)
+    assert at(labels[0], 2.8) == VEHICLE
+    inside = at(labels[0], 3.3)
+    assert inside == 255, "the inside of the car is unknown now, though the second ray passed this place later"
+    assert at(labels[0], 5.2) == 0
+    standing = [
+        sweep([[2.8, 0.05, 1.05]], [VEHICLE], frame=0, boxes=[[3.25, 0, 1, *CAR]]),
+        sweep([[6.2, 0.05, 1.05]], [BUILDING], frame=1, boxes=[[3.25, 0, 1, *CAR]]),
+    ]
+    labels, _, _ = label(*standing)
+    assert at(labels[0], 3.3) == 0, "of a car that stands, a ray of any frame through its window counts"
+
+
+def test_ground_in_the_box_of_a_car_does_not_drive_along():
+    points = [[2.25, 0.05, 0.56], [2.0, 0.05, 1.05]]
+    sweeps = [
+        sweep(
+            points if i == 0 else [[7.7, 1.9, 0.1]],
+            [ROAD, VEHICLE] if i == 0 else [ROAD],
+            frame=i,
+            boxes=[[2.25 + 3 * i, 0.0, 1.0, *CAR]],
+            tracks=["car"],
+        )
+        for i in range(2)
+    ]
+    labels, _, _ = label(*sweeps)
+    assert at(labels[0], 2.25, z=0.56) == ROAD
+    assert at(labels[1], 2.25, z=0.56) == ROAD
+    assert at(labels[1], 5.25, z=0.56) != ROAD
+    assert at(labels[1], 5.0) == VEHICLE
+
+
+def test_what_could_move_but_has_no_box_counts_only_where_and_when_it_was_seen():
+    labels, _, report = label(
+        sweep([[3.2, 0.05, 1.05]], [VEHICLE], frame=0), sweep([[6.2, 0.05, 1.05]], [VEHICLE], frame=1)
+    )
+    assert at(labels[0], 3.2) == VEHICLE
+    assert at(labels[0], 6.2) == 255
+    assert at(labels[1], 3.2) == 0
+    assert at(labels[1], 6.2) == VEHICLE
+    assert report.frames_with_boxes == 0
+
+
+def test_an_unlabelled_sweep_gets_its_classes_from_its_neighbours():
+    labels, _, report = label(
+        sweep([[4.2, 0.05, 1.05], [4.2, 0.25, 1.05]], [BUILDING, BUILDING], frame=0),
+        sweep([[4.2, 0.15, 1.25], [7.2, 1.2, 1.2]], [UNLABELLED, UNLABELLED], frame=1),
+    )
+    assert at(labels[1], 4.2) == BUILDING
+    assert at(labels[1], 7.2, 1.2, 1.2) == 255
+    counts = (report.points, report.points_by_source, report.points_by_neighbours, report.points_unclassed)
+    assert counts == (4, 2, 1, 1)
+    assert report.voxels_unclassed == 2, "occupied without a class, in both frames"
+
+
+def test_unlabelled_points_in_a_box_have_the_class_of_the_box():
+    labels, _, report = label(sweep([[3.2, 0.05, 1.05]], boxes=[[3.25, 0, 1, *CAR]]))
+    assert at(labels[0], 3.2) == VEHICLE
+    assert report.points_by_box == 1
+
+
+def test_a_sweep_between_annotated_ones_has_the_boxes_between_theirs():
+    boxes = [[[2.25, 0.0, 1.0, *CAR]], None, [[6.25, 0.0, 1.0, *CAR]]]
+    sweeps = [
+        sweep([[x, 0.05, 1.05]], frame=i, boxes=box, tracks=["car"])
+        for i, (x, box) in enumerate(zip((2.25, 4.25, 6.25), boxes, strict=True))
+    ]
+    labels, _, report = label(*sweeps)
+    for dense, place in zip(labels, (2.25, 4.25, 6.25), strict=True):
+        assert GRID.centers(np.flatnonzero(dense == VEHICLE))[:, 0].tolist() == [place]
+    assert report.frames_with_boxes == 3
+
+
+def test_boxes_without_track_ids_are_aggregated_in_no_other_frame():
+    boxes = Boxes(np.array([[3.25, 0, 1, *CAR]], np.float32), np.array([VEHICLE], np.uint16))
+    sweeps = [
+        Sweep("log", str(i), i, np.array([[x, 0.05, 1.05]], np.float32), np.eye(4), boxes=boxes)
+        for i, x in enumerate((2.9, 3.6))
+    ]
+    labels, _, _ = label(*sweeps)
+    assert (at(labels[0], 2.9), at(labels[0], 3.6)) == (VEHICLE, 255)
+    assert at(labels[1], 3.6) == VEHICLE
+
+
+def test_without_poses_each_frame_stands_alone():
+    sweeps = [
+        sweep([[3.2, 0.05, 1.05]], [BUILDING], frame=0, pose=False),
+        sweep([[6.2, 0.05, 1.05]], [BUILDING], frame=1),
+    ]
+    labels, frames, report = label(*sweeps)
+    assert (at(labels[0], 3.2), at(labels[0], 4.2), at(labels[0], 6.2)) == (BUILDING, 255, 255)
+    assert at(labels[1], 3.2) == 0
+    assert [frame.frame_id for frame in frames] == ["000", "001"]
+    assert (report.sequences, report.frames, report.frames_aggregated) == (1, 2, 0)
+
+
+def test_returns_from_the_vehicle_itself_leave_no_trail():
+    config = LabelConfig(grid=GRID, space_cell_m=0.25, ego_body_m=(-1.0, -1.0, 0.0, 1.6, 1.0, 2.0))
+    labels, _, report = label(
+        sweep([[1.2, 0.05, 0.8], [6.2, 0.05, 1.05]], [UNLABELLED, BUILDING], frame=0),
+        sweep([[1.2, 0.05, 0.8], [3.2, 0.05, 1.05]], [UNLABELLED, BUILDING], x=3.0, frame=1),
+        config=config,
+    )
+    for dense in labels:
+        assert set(np.unique(dense)) == {0, BUILDING, 255}
+    assert report.points_on_ego == 2
+
+
+def test_rays_start_at_the_lidar_that_fired():
+    second = LidarSpec("REAR", 3, "spinning", 2, (-10.0, 10.0), ego_SE3_lidar=se3_mount(4.0))
+    info = DatasetInfo("two", (LIDAR, second), PAPER_TAXONOMY)
+    (labels,), _, _ = label(sweep([[6.2, 0.05, 1.05]], [BUILDING], lidar_id=np.array([3], np.uint8)), info=info)
+    assert (at(labels, 3.7), at(labels, 4.2), at(labels, 6.2)) == (255, 0, BUILDING)
+    with pytest.raises(DataError, match="no LiDAR 9"):
+        label(sweep([[6.2, 0.05, 1.05]], lidar_id=np.array([9], np.uint8)), info=info)
+
+
+def se3_mount(x):
+    return tuple(map(tuple, se3.from_yaw(0.0, (x, 0.0, 1.05)).tolist()))
+
+
+def test_rays_start_where_the_lidar_had_driven_to_when_it_fired():
+    poses = np.stack([se3.from_yaw(0.0, (x, 0.0, 0.0)) for x in (0.0, 2.0)])
+    points = [[6.2, 0.05, 1.05], [6.2, -1.2, 1.05]]
+    frame = sweep(
+        points,
+        [BUILDING, BUILDING],
+        time_offset_ns=np.array([100, 50], np.int32),
+        sweep_pose_time_offset_ns=np.array([0, 100]),
+        sweep_poses=poses,
+        motion_compensated=True,
+    )
+    (labels,), _, _ = label(frame)
+    assert (at(labels, 1.7), at(labels, 2.2)) == (255, 0), "fired at the end: from x = 2"
+    assert at(labels, 1.2, -0.1) == 0, "fired halfway: from x = 1"
+
+
+def test_labels_do_not_depend_on_where_in_the_world_the_log_was_taken():
+    here = drive((2.25, 4.25, 6.25), (-0.3, 0.0, 0.3))
+    world_SE3_here = se3.from_yaw(0.7, (450_000.3, 5_400_000.7, 312.0))
+    there = [
+        Sweep(
+            s.sequence_id,
+            s.frame_id,
+            s.timestamp_ns,
+            s.xyz,
+            world_SE3_here @ s.world_SE3_ego,
+            point_source_class=s.point_source_class,
+            boxes=s.boxes,
+        )
+        for s in here
+    ]
+    for a, b in zip(label(*here)[0], label(*there)[0], strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    "values", [{"cell_m": 0.0}, {"knn_neighbours": 0}, {"box_margin_m": -0.1}, {"free_fraction": 1.5}]
+)
+def test_impossible_settings_are_refused(values):
+    with pytest.raises(ConfigError):
+        LabelConfig(**values)
