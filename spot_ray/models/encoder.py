@@ -91,9 +91,27 @@ def sparse_shape(voxel_shape: Size3) -> Size3:
 def bev_shape(voxel_shape: Size3) -> Size3:
     """Return the (z, y, x) shape after the last convolution; z below 1 means that the grid is too low."""
     shape = sparse_shape(voxel_shape)
-    for padding in _DOWN_PADDINGS:
-        shape = conv_output_shape(shape, _DOWN_KERNEL, _DOWN_STRIDE, padding)
-    return conv_output_shape(shape, _OUT_KERNEL, _OUT_STRIDE, _OUT_PADDING)
+    for kernel, stride, padding in _strided_convs():
+        shape = conv_output_shape(shape, kernel, stride, padding)
+    return shape
+
+
+def sees_whole_height(voxel_shape: Size3) -> bool:
+    """Tell whether the topmost voxel reaches the output: two convolutions have no padding in z and may end below it."""
+    shape, top = sparse_shape(voxel_shape), voxel_shape[0] - 1
+    for kernel, stride, padding in _strided_convs():
+        shape = conv_output_shape(shape, kernel, stride, padding)
+        if top > (shape[0] - 1) * stride[0] - padding[0] + kernel[0] - 1:
+            return False
+        top = min(shape[0] - 1, (top + padding[0]) // stride[0])
+    return shape[0] > 0
+
+
+def _strided_convs() -> list[tuple[Size3, Size3, Size3]]:
+    """Return kernel, stride and padding of the convolutions that stride, in their order."""
+    return [(_DOWN_KERNEL, _DOWN_STRIDE, padding) for padding in _DOWN_PADDINGS] + [
+        (_OUT_KERNEL, _OUT_STRIDE, _OUT_PADDING)
+    ]
 
 
 def _residual_blocks(sparse: SparseBackEnd, channels: int, count: int, *, rulebook: str) -> nn.Sequential:

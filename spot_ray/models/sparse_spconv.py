@@ -34,6 +34,8 @@ class SpconvBackEnd:
 
     def tensor(self, features: Tensor, indices: Tensor, spatial_shape: Size3, batch_size: int) -> SparseTensor:
         """Build a tensor from (V, C) float32 features and (V, 4) int32 unique sites (batch, z, y, x)."""
+        # spconv reads the memory behind the indices and ignores their strides: others give wrong numbers in silence.
+        indices = indices.contiguous()
         tensor: SparseTensor = spconv_torch.SparseConvTensor(features, indices, list(spatial_shape), batch_size)
         return tensor
 

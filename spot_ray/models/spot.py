@@ -9,11 +9,10 @@ from torch import Tensor, nn
 
 from spot_ray.errors import ConfigError, DataError
 from spot_ray.geometry.grid import VoxelGrid
-from spot_ray.models import encoder as encoder_module
 from spot_ray.models.bev import BevEncoder
 from spot_ray.models.config import ModelConfig, VoxelConfig
 from spot_ray.models.decoder import BevMap, OccupancyDecoder
-from spot_ray.models.encoder import VoxelResBackBone8x
+from spot_ray.models.encoder import STRIDE, VoxelResBackBone8x, sees_whole_height
 from spot_ray.models.sparse import Size3, default_back_end
 from spot_ray.models.voxelise import voxelise
 
@@ -196,12 +195,14 @@ def _voxel_shape(voxel: VoxelConfig) -> Size3:
             )
         counts.append(count)
     nx, ny, nz = counts
-    if encoder_module.bev_shape((nz, ny, nx))[0] < 1:
+    if not sees_whole_height((nz, ny, nx)):
+        fits = [count for count in range(1, 2 * nz + 41) if sees_whole_height((count, ny, nx))]
+        near = sorted(sorted(fits, key=lambda count: abs(count - nz))[:3])
         raise ConfigError(
-            f"{nz} voxels in z leave no height after the encoder's strides",
-            where="model.voxel.voxel_size_m",
-            expected="at least 16 voxels in z",
-            remedy="make voxels flatter or the range higher",
+            f"with {nz} voxels in z the encoder's strides would leave out the top ones",
+            where="model.voxel.voxel_size_m and model.voxel.point_cloud_range_m",
+            expected=f"for instance {', '.join(map(str, near))} voxels in z (40 in the public configs)",
+            remedy="change the voxels' height or the range in z",
         )
     return nz, ny, nx
 
@@ -210,11 +211,11 @@ def _bev_cell_m(config: ModelConfig, voxel_shape: Size3) -> tuple[float, float]:
     """Return the (x, y) cell size of the 2D encoder's output."""
     stride = math.prod(config.bev.strides)
     for axis, count in (("x", voxel_shape[2]), ("y", voxel_shape[1])):
-        if count % (encoder_module.STRIDE * stride):
+        if count % (STRIDE * stride):
             raise ConfigError(
                 f"{count} voxels in {axis} cannot be halved down to the deepest block",
                 where="model.voxel.point_cloud_range_m",
-                expected=f"a multiple of {encoder_module.STRIDE * stride} voxels (encoder 8 × bev.strides {stride})",
+                expected=f"a multiple of {STRIDE * stride} voxels (encoder 8 × bev.strides {stride})",
             )
     scales = []
     depth = 1
@@ -228,7 +229,7 @@ def _bev_cell_m(config: ModelConfig, voxel_shape: Size3) -> tuple[float, float]:
             expected="factors that bring every block to one size, so that they can be concatenated",
         )
     x, y, _ = config.voxel.voxel_size_m
-    return x * encoder_module.STRIDE * scales[0], y * encoder_module.STRIDE * scales[0]
+    return x * STRIDE * scales[0], y * STRIDE * scales[0]
 
 
 def _feature_map(config: ModelConfig, bev_cell_m: tuple[float, float], grid: VoxelGrid) -> BevMap:

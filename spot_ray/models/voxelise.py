@@ -55,7 +55,7 @@ def voxelise(
     cell = torch.floor((points[:, :3] - lower) / size)
     inside = ((cell >= 0) & (cell < torch.tensor([nx, ny, nz], device=device))).all(dim=1)
     kept = inside.nonzero().squeeze(1)
-    cell = cell[kept].long()
+    cell = cell.index_select(0, kept).long()
     sample = torch.bucketize(kept, point_offsets.to(device)[1:], right=True)
     key = ((sample * nz + cell[:, 2]) * ny + cell[:, 1]) * nx + cell[:, 0]
 
@@ -66,7 +66,9 @@ def voxelise(
         rank = torch.arange(len(key), device=device) - torch.repeat_interleave(first, counts)
         order = order[rank < max_points]
         counts = counts.clamp(max=max_points)
-    features = torch.segment_reduce(points[kept[order]], "mean", lengths=counts)
+    # Summing each voxel apart keeps float32 exact enough; `index_add` would be as fast, but not repeatable on CUDA.
+    grouped = points.index_select(0, kept.index_select(0, order))
+    features = torch.segment_reduce(grouped, "mean", lengths=counts) if len(grouped) else grouped
     x, y, z = voxel % nx, voxel // nx % ny, voxel // (nx * ny) % nz
     indices = torch.stack((voxel // (nx * ny * nz), z, y, x), dim=1).int()
     return Voxels(features, indices, len(points) - len(kept))
