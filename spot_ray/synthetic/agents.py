@@ -150,7 +150,7 @@ def build_traffic(
         reach_m: Movers that never come nearer than this to the ego's way are left out.
     """  # fmt: skip
     crowd = _Crowd(ego, standing, reach_m)
-    times = FRAME_S * np.arange(len(ego))
+    times = np.arange(len(ego), dtype=np.float64) * FRAME_S
     main = plan.streets[0]
     for street in plan.streets:
         for side in (-1, 1):

@@ -84,7 +84,8 @@ class SensorNoise:
         dropout: Share of the returns that are lost whatever they hit.
         gain: Signal-to-noise ratio of a white surface at right angles at 25 m; far and dark returns get lost.
         intensity_scale: Intensity of a white surface at right angles.
-        intensity_is_integer: Whether the intensity comes in whole numbers.
+        intensity_step: Resolution of the intensity; 0 if it is not rounded.
+        intensity_max: Where the intensity saturates, if it is rounded.
         has_elongation: Whether the sensor reports the elongation of the pulse.
     """
 
@@ -93,7 +94,8 @@ class SensorNoise:
     dropout: float
     gain: float
     intensity_scale: float
-    intensity_is_integer: bool
+    intensity_step: float
+    intensity_max: float
     has_elongation: bool
 
 
@@ -119,7 +121,7 @@ _WAYMO = Preset(
     WAYMO_TOP,
     SensorNoise(
         max_range_m=75.0, range_sigma_m=0.015, dropout=0.02, gain=45.0, intensity_scale=0.9,
-        intensity_is_integer=False, has_elongation=True,
+        intensity_step=0.0, intensity_max=0.0, has_elongation=True,
     ),
     CityStyle(
         lanes=2, lane_width_m=3.6, parking_width_m=2.4, pavement_width_m=2.6, block_m=(75.0, 120.0), bend_m=7.0,
@@ -136,7 +138,7 @@ _KITTI = Preset(
     HDL_64E,
     SensorNoise(
         max_range_m=80.0, range_sigma_m=0.02, dropout=0.05, gain=35.0, intensity_scale=0.75,
-        intensity_is_integer=False, has_elongation=False,
+        intensity_step=0.01, intensity_max=1.0, has_elongation=False,
     ),
     CityStyle(
         lanes=1, lane_width_m=3.1, parking_width_m=2.0, pavement_width_m=2.0, block_m=(55.0, 85.0), bend_m=9.0,
@@ -153,7 +155,7 @@ _NUSCENES = Preset(
     HDL_32E,
     SensorNoise(
         max_range_m=75.0, range_sigma_m=0.02, dropout=0.03, gain=30.0, intensity_scale=80.0,
-        intensity_is_integer=True, has_elongation=False,
+        intensity_step=1.0, intensity_max=255.0, has_elongation=False,
     ),
     CityStyle(
         lanes=2, lane_width_m=3.3, parking_width_m=2.2, pavement_width_m=3.6, block_m=(65.0, 110.0), bend_m=5.0,
@@ -170,7 +172,7 @@ _ONCE = Preset(
     ONCE_40,
     SensorNoise(
         max_range_m=100.0, range_sigma_m=0.025, dropout=0.03, gain=45.0, intensity_scale=60.0,
-        intensity_is_integer=True, has_elongation=False,
+        intensity_step=1.0, intensity_max=255.0, has_elongation=False,
     ),
     CityStyle(
         lanes=3, lane_width_m=3.5, parking_width_m=2.6, pavement_width_m=4.5, block_m=(90.0, 140.0), bend_m=4.0,

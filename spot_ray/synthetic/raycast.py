@@ -91,8 +91,12 @@ def ray_interval(kind, ox, oy, oz, dx, dy, dz):  # type: ignore[no-untyped-def]
 
     Args:
         kind: `BOX` (|x|, |y|, |z| ≤ 1), `CYLINDER` (x² + y² ≤ 1, |z| ≤ 1) or `ELLIPSOID` (the unit ball).
-        ox: Origin of the ray, in units of the half sizes along the solid's axes (oy, oz alike).
-        dx: Its direction in the same units (dy, dz alike); the interval is in lengths of it.
+        ox: Origin of the ray, in units of the half sizes along the solid's axes.
+        oy: The same.
+        oz: The same.
+        dx: Its direction in the same units; the interval is in lengths of it.
+        dy: The same.
+        dz: The same.
     """
     if kind == BOX:
         ix = 1.0 / dx if dx != 0.0 else 1e30
@@ -182,7 +186,7 @@ def cast_solids(kind, center, axes, half, cos_az, sin_az, tan_inc, max_range, di
         distance: (W, R) float64, updated.
         hit: (W, R) int32, updated with the solid's index.
     """
-    columns, beams = distance.shape
+    columns = len(cos_az)
     cos_inc = 1.0 / np.sqrt(1.0 + tan_inc * tan_inc)
     sin_inc = tan_inc * cos_inc
     count = len(kind)
@@ -198,8 +202,8 @@ def cast_solids(kind, center, axes, half, cos_az, sin_az, tan_inc, max_range, di
         last_beam = np.searchsorted(tan_inc, bounds[p, 3])
         if first_beam >= last_beam:
             continue
-        first = int(math.floor((math.pi - bounds[p, 1]) * columns / (2 * math.pi) - 0.5))
-        last = int(math.ceil((math.pi - bounds[p, 0]) * columns / (2 * math.pi) - 0.5))
+        first = math.floor((math.pi - bounds[p, 1]) * columns / (2 * math.pi) - 0.5)
+        last = math.ceil((math.pi - bounds[p, 0]) * columns / (2 * math.pi) - 0.5)
         last = min(last, first + columns - 1)
         a, h = axes[p], half[p]
         o = np.empty(3)

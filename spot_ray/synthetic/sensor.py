@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from spot_ray.schema.sensors import LidarSpec
+from spot_ray.schema.taxonomy import PAPER_TAXONOMY
 from spot_ray.synthetic.ground import Ground, material_at
 from spot_ray.synthetic.presets import SensorNoise
 from spot_ray.synthetic.primitives import ALBEDO, BOX, CYLINDER, Material, Solids
@@ -20,6 +21,9 @@ Float = npt.NDArray[np.float64]
 _REFERENCE_RANGE_M = 25.0
 _FOLIAGE_DEPTH_M = 0.35
 _FOLIAGE = int(Material.FOLIAGE)
+_LAST_ROAD_MATERIAL = int(Material.PAINT)
+_ROAD = PAPER_TAXONOMY.id_of("road")
+_WALKABLE = PAPER_TAXONOMY.id_of("walkable")
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,27 +68,40 @@ class Beams:
 
 @dataclass(frozen=True, eq=False)
 class Returns:
-    """N returned points.
+    """N returned points, in firing order: column by column, in each from the bottom beam to the top.
 
     Args:
-        xyz: (N, 3) float32 in the sensor frame, with noise.
+        xyz: (N, 3) float32 in the ego frame, with noise.
         exact_xyz: (N, 3) float32, the same without range noise.
         intensity: (N,) float32 in the sensor's scale.
-        elongation: (N,) float32; zeros for a sensor that reports none.
+        elongation: (N,) float32, or None for a sensor that reports none.
         ring: (N,) uint16.
-        column: (N,) int32.
-        material: (N,) uint8.
+        time_offset_ns: (N,) int32 firing time after the start of the sweep.
+        class_id: (N,) uint16 class 1 to 15.
         owner: (N,) int32 object; -1 on the ground.
     """
 
     xyz: npt.NDArray[np.float32]
     exact_xyz: npt.NDArray[np.float32]
     intensity: npt.NDArray[np.float32]
-    elongation: npt.NDArray[np.float32]
+    elongation: npt.NDArray[np.float32] | None
     ring: npt.NDArray[np.uint16]
-    column: npt.NDArray[np.int32]
-    material: npt.NDArray[np.uint8]
+    time_offset_ns: npt.NDArray[np.int32]
+    class_id: npt.NDArray[np.uint16]
     owner: npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True, eq=False)
+class Objects:
+    """What the sensor needs to know of the objects.
+
+    Args:
+        class_id: (objects,) uint16 class 1 to 15.
+        albedo: (objects,) float64 factor on the albedo of an object's materials.
+    """
+
+    class_id: npt.NDArray[np.uint16]
+    albedo: Float
 
 
 def scan(
@@ -93,7 +110,8 @@ def scan(
     noise: SensorNoise,
     ground: Ground,
     solids: Solids,
-    albedo: Float,
+    objects: Objects,
+    ego_SE3_sensor: Float,
     world_SE3_sensor: Float,
 ) -> Returns:
     """Take one sweep at an instant.
@@ -104,11 +122,9 @@ def scan(
         noise: How it measures.
         ground: The ground.
         solids: The solids in the sensor frame.
-        albedo: (objects,) float64 factor on the albedo of each object's materials.
+        objects: The objects that the solids belong to.
+        ego_SE3_sensor: (4, 4) mounting of the sensor.
         world_SE3_sensor: (4, 4) pose of the sensor.
-
-    Returns:
-        The returned points in firing order: column by column, in each from the bottom beam to the top.
     """  # fmt: skip
     shape = (len(beams.cos_az), len(beams.tan_inc))
     distance, hit = np.empty(shape), np.empty(shape, np.int32)
@@ -120,38 +136,46 @@ def scan(
         solids.kind, solids.center, solids.axes, solids.half, beams.cos_az, beams.sin_az, beams.tan_inc,
         noise.max_range_m, distance, hit,
     )  # fmt: skip
-    count, xyz, exact, values, owner, tags = _measure(
-        distance, hit, solids.kind, solids.center, solids.axes, solids.half, solids.material, solids.owner, albedo,
-        ground.material, ground.origin, world_SE3_sensor, beams.cos_az, beams.sin_az, beams.tan_inc,
-        rng.standard_normal((2, *shape), dtype=np.float32), rng.random(shape, dtype=np.float32),
-        np.array([noise.max_range_m, noise.range_sigma_m, noise.dropout, noise.gain]), ALBEDO,
+    count, xyz, exact, intensity, elongation, ring, column, class_id, owner = _measure(
+        distance, hit, solids.kind, solids.center, solids.axes, solids.half, solids.material, solids.owner,
+        objects.class_id, objects.albedo, ground.material, ground.origin, ego_SE3_sensor, world_SE3_sensor,
+        beams.cos_az, beams.sin_az, beams.tan_inc, beams.ring, rng.standard_normal((2, *shape), dtype=np.float32),
+        rng.random(shape, dtype=np.float32),
+        np.array([noise.max_range_m, noise.range_sigma_m, noise.dropout, noise.gain, noise.intensity_scale]),
     )  # fmt: skip
-    # Real values have few significant digits too: it keeps the files small.
-    intensity = values[:count, 0] * np.float32(noise.intensity_scale)
-    if noise.intensity_is_integer:
-        intensity = np.minimum(np.rint(intensity), np.float32(255.0))
-    elif not noise.has_elongation:
-        intensity = np.minimum(np.rint(intensity * 100) / 100, np.float32(1.0))
+    intensity = intensity[:count].copy()
+    if noise.intensity_step > 0:
+        steps = np.rint(intensity / np.float32(noise.intensity_step))
+        intensity = np.minimum(steps * np.float32(noise.intensity_step), np.float32(noise.intensity_max))
     return Returns(
-        xyz[:count], exact[:count], intensity.astype(np.float32), values[:count, 1].copy(),
-        beams.ring[tags[:count, 1]], tags[:count, 0].astype(np.int32), tags[:count, 2].astype(np.uint8), owner[:count],
-    )  # fmt: skip
+        xyz=xyz[:count].copy(),
+        exact_xyz=exact[:count].copy(),
+        intensity=intensity,
+        elongation=elongation[:count].copy() if noise.has_elongation else None,
+        ring=ring[:count].copy(),
+        time_offset_ns=beams.column_ns[column[:count]],
+        class_id=class_id[:count].copy(),
+        owner=owner[:count].copy(),
+    )
 
 
 @nb.njit(cache=True)
 def _measure(  # type: ignore[no-untyped-def]
-    distance, hit, kind, center, axes, half, solid_material, solid_owner, albedo, ground_material, origin,
-    world_SE3_sensor, cos_az, sin_az, tan_inc, normal, uniform, parameters, material_albedo,
+    distance, hit, kind, center, axes, half, solid_material, solid_owner, object_class, albedo, ground_material,
+    origin, ego_SE3_sensor, world_SE3_sensor, cos_az, sin_az, tan_inc, beam_ring, normal, uniform, parameters,
 ):  # fmt: skip
-    """Turn hits into returns; see :func:`scan`. Returns (count, xyz, exact xyz, values, owner, tags)."""
-    max_range, sigma, dropout, gain = parameters
+    """Turn hits into returns; see :func:`scan` and :class:`Returns`. Only the first `count` rows are filled."""
+    max_range, sigma, dropout, gain, intensity_scale = parameters
     columns, beams = distance.shape
     m = world_SE3_sensor
     xyz = np.empty((columns * beams, 3), np.float32)
     exact = np.empty((columns * beams, 3), np.float32)
-    values = np.empty((columns * beams, 2), np.float32)
+    intensity = np.empty(columns * beams, np.float32)
+    elongation = np.empty(columns * beams, np.float32)
+    ring = np.empty(columns * beams, np.uint16)
+    column = np.empty(columns * beams, np.int32)
+    class_id = np.empty(columns * beams, np.uint16)
     owner = np.empty(columns * beams, np.int32)
-    tags = np.empty((columns * beams, 3), np.int32)
     count = 0
     for c in range(columns):
         for b in range(beams):
@@ -174,7 +198,7 @@ def _measure(  # type: ignore[no-untyped-def]
                 who = solid_owner[p]
                 brightness = albedo[who]
                 cosine, leave = _incidence(kind[p], center[p], axes[p], half[p], r, dx, dy, dz)
-            reflectance = material_albedo[material] * brightness
+            reflectance = ALBEDO[material] * brightness
             # Rough surfaces send back more at grazing angles than the cosine says.
             shine = reflectance * math.sqrt(cosine)
             signal = gain * shine * (_REFERENCE_RANGE_M / r) ** 2
@@ -182,24 +206,32 @@ def _measure(  # type: ignore[no-untyped-def]
             u = uniform[c, b]
             if u < lost:
                 continue
-            elongation = 0.04 * abs(normal[1, c, b]) * (1.0 + 4.0 * (1.0 - cosine))
+            stretch = 0.04 * abs(normal[1, c, b]) * (1.0 + 4.0 * (1.0 - cosine))
             if material == _FOLIAGE:
                 # What is left of the uniform number after the drop-out test is uniform again.
                 rest = (u - lost) / (1.0 - lost)
                 depth = min(-_FOLIAGE_DEPTH_M * math.log(1.0 - 0.999 * rest), 0.9 * (leave - r))
                 r += depth
-                elongation += 0.4 * depth
+                stretch += 0.4 * depth
             measured = r + sigma * normal[0, c, b]
             if measured > max_range:
                 continue
-            exact[count, 0], exact[count, 1], exact[count, 2] = r * dx, r * dy, r * dz
-            xyz[count, 0], xyz[count, 1], xyz[count, 2] = measured * dx, measured * dy, measured * dz
-            values[count, 0] = max(reflectance * (0.3 + 0.7 * cosine) * (1.0 + 0.1 * normal[1, c, b]), 0.0)
-            values[count, 1] = elongation
+            for k in range(3):
+                along = ego_SE3_sensor[k, 0] * dx + ego_SE3_sensor[k, 1] * dy + ego_SE3_sensor[k, 2] * dz
+                exact[count, k] = r * along + ego_SE3_sensor[k, 3]
+                xyz[count, k] = measured * along + ego_SE3_sensor[k, 3]
+            speckle = 1.0 + 0.1 * normal[1, c, b]
+            intensity[count] = max(intensity_scale * reflectance * (0.3 + 0.7 * cosine) * speckle, 0.0)
+            elongation[count] = stretch
+            ring[count] = beam_ring[b]
+            column[count] = c
             owner[count] = who
-            tags[count, 0], tags[count, 1], tags[count, 2] = c, b, material
+            if who >= 0:
+                class_id[count] = object_class[who]
+            else:
+                class_id[count] = _ROAD if material <= _LAST_ROAD_MATERIAL else _WALKABLE
             count += 1
-    return count, xyz, exact, values, owner, tags
+    return count, xyz, exact, intensity, elongation, ring, column, class_id, owner
 
 
 @nb.njit(cache=True)

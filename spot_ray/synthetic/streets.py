@@ -86,7 +86,8 @@ class StreetPlan:
     """All streets of a part of the city.
 
     Args:
-        streets: The streets; the first runs along u at v = 0, and the ego starts on it; the second is the first crossing.
+        streets: The streets; the first runs along u at v = 0, and the ego starts on it; the second is the crossing
+            ahead of it.
         bend: The map into the world.
         lower: (u, v) of the lower corner of the part, metres.
         upper: (u, v) of its upper corner.

@@ -10,14 +10,17 @@ import numpy.typing as npt
 from spot_ray.config.load import suggestion
 from spot_ray.errors import ConfigError
 from spot_ray.geometry import se3
+from spot_ray.geometry.grid import VoxelGrid, pack_bits
+from spot_ray.schema.occupancy import Occupancy
 from spot_ray.schema.sweep import Boxes, Sweep
 from spot_ray.schema.taxonomy import PAPER_TAXONOMY
 from spot_ray.synthetic.agents import FRAME_S, Mover, build_traffic, draw_route, drive
 from spot_ray.synthetic.ground import Ground, build_ground
+from spot_ray.synthetic.occupancy import exact_labels
 from spot_ray.synthetic.presets import PRESETS, Preset
-from spot_ray.synthetic.primitives import Material, Solids
+from spot_ray.synthetic.primitives import Solids
 from spot_ray.synthetic.scene import Thing, build_scene
-from spot_ray.synthetic.sensor import Beams, Returns, scan
+from spot_ray.synthetic.sensor import Beams, Objects, Returns, scan
 from spot_ray.synthetic.streets import lay_out
 
 Float = npt.NDArray[np.float64]
@@ -31,7 +34,6 @@ ANNOTATED = ("vehicle", "pedestrian", "cyclist", "bicycle", "motorcycle", "const
 _BOX_MARGIN_M = 0.06
 _START_NS = 1_700_000_000_000_000_000
 _MANOEUVRES = (0, 1, -1)
-_ROAD_MATERIALS = (Material.ASPHALT, Material.PAINT)
 
 
 class World:
@@ -99,8 +101,10 @@ class World:
         self._mover_poses = np.stack(
             [_poses(self.ground, self._trajectories[:, frame], follows[n:]) for frame in range(self.num_frames)]
         )
-        self._class_id = np.array([PAPER_TAXONOMY.id_of(thing.class_name) for thing in self.things], np.uint16)
-        self._albedo = np.array([thing.albedo for thing in self.things])
+        self._objects = Objects(
+            np.array([PAPER_TAXONOMY.id_of(thing.class_name) for thing in self.things], np.uint16),
+            np.array([thing.albedo for thing in self.things], np.float64),
+        )
         self._annotated = np.array([thing.class_name in ANNOTATED for thing in self.things])
 
     @property
@@ -118,12 +122,14 @@ class World:
         return self._still.joined(moving).transformed(dst_SE3_world)
 
     def scan(self, frame: int) -> Returns:
-        """Return what the LiDAR reports at a frame, in the sensor's frame, with the exact points beside it."""
-        world_SE3_sensor = self._world_SE3_ego[frame] @ self.preset.lidar.pose
+        """Return what the LiDAR reports at a frame, and the exact points beside it."""
+        ego_SE3_sensor = self.preset.lidar.pose
+        world_SE3_sensor = self._world_SE3_ego[frame] @ ego_SE3_sensor
         solids = self.solids(frame, se3.invert(world_SE3_sensor))
         return scan(
-            self._rng(1, frame), self._beams, self.preset.noise, self.ground, solids, self._albedo, world_SE3_sensor
-        )
+            self._rng(1, frame), self._beams, self.preset.noise, self.ground, solids, self._objects, ego_SE3_sensor,
+            world_SE3_sensor,
+        )  # fmt: skip
 
     def sweep(self, frame: int) -> Sweep:
         """Return the sweep of a frame with its boxes, fully labelled.
@@ -140,28 +146,36 @@ class World:
         count = len(returns.xyz)
         return Sweep(
             sequence_id=self.sequence_id,
-            frame_id=f"{frame:06d}",
+            frame_id=_frame_id(frame),
             timestamp_ns=_START_NS + round(frame * FRAME_S * 1e9),
-            xyz=se3.transform_points(self.preset.lidar.pose, returns.xyz).astype(np.float32),
+            xyz=returns.xyz,
             world_SE3_ego=self._world_SE3_ego[frame].copy(),
             intensity=returns.intensity,
-            elongation=returns.elongation if self.preset.noise.has_elongation else None,
+            elongation=returns.elongation,
             ring=returns.ring,
             lidar_id=np.full(count, self.preset.lidar.lidar_id, np.uint8),
             return_index=np.zeros(count, np.uint8),
-            time_offset_ns=self._beams.column_ns[returns.column],
-            point_source_class=self.classes_of(returns),
+            time_offset_ns=returns.time_offset_ns,
+            point_source_class=returns.class_id,
             instance_id=returns.owner,
             boxes=self._boxes(frame, returns.owner),
             motion_compensated=True,
         )
 
-    def classes_of(self, returns: Returns) -> npt.NDArray[np.uint16]:
-        """Return the (N,) class id of each return."""
-        ground = np.where(
-            np.isin(returns.material, _ROAD_MATERIALS), PAPER_TAXONOMY.id_of("road"), PAPER_TAXONOMY.id_of("walkable")
-        )
-        return np.where(returns.owner < 0, ground, self._class_id[returns.owner]).astype(np.uint16)
+    def exact_occupancy(self, frame: int, grid: VoxelGrid) -> Occupancy:
+        """Return the exact occupancy of a frame, every voxel of it observed.
+
+        Args:
+            frame: 0 to `num_frames` − 1.
+            grid: The voxel grid.
+        """
+        world_SE3_ego = self._world_SE3_ego[frame]
+        solids = self.solids(frame, se3.invert(world_SE3_ego))
+        solid_class = self._objects.class_id[solids.owner].astype(np.uint8)
+        labels = exact_labels(grid, self.ground, solids, solid_class, world_SE3_ego).reshape(-1)
+        index = np.flatnonzero(labels).astype(np.int32)
+        observed = pack_bits(np.ones(grid.num_voxels, dtype=bool))
+        return Occupancy(self.sequence_id, _frame_id(frame), index, labels[index], observed)
 
     def _boxes(self, frame: int, owner: npt.NDArray[np.int32]) -> Boxes:
         """Return the boxes of all movable things in range, seen or not."""
@@ -176,7 +190,7 @@ class World:
         seen = np.bincount(owner[owner >= 0], minlength=len(self.things))
         return Boxes(
             boxes=np.concatenate([centre, size, yaw[:, None]], axis=1).astype(np.float32),
-            source_class=self._class_id[index],
+            source_class=self._objects.class_id[index],
             track_id=[f"{self.things[i].class_name.replace(' ', '-')}-{i:05d}" for i in index],
             velocity=(self._velocities(frame)[index] @ ego_SE3_world[:3, :3].T).astype(np.float32),
             num_lidar_points=seen[index].astype(np.int32),
@@ -205,6 +219,10 @@ def find_preset(name: str) -> Preset:
     if name not in PRESETS:
         raise ConfigError(f"unknown preset {name!r}", where="--preset", remedy=suggestion(name, list(PRESETS)))
     return PRESETS[name]
+
+
+def _frame_id(frame: int) -> str:
+    return f"{frame:06d}"
 
 
 def _poses(ground: Ground, xy_yaw: Float, follows_slope: npt.NDArray[np.bool_]) -> Float:
