@@ -120,7 +120,7 @@ def plan_epoch(
         shuffle: Whether the order is random; else it is that of the dataset, repeats one after the other.
 
     Raises:
-        ConfigError: If `global_batch_size` is not positive.
+        ConfigError: If `global_batch_size` is not positive or `max_repeat` less than 1.
         DataError: If a sequence is unknown, or no frame is left.
     """
     _check_batch_size(global_batch_size)
@@ -154,7 +154,7 @@ def steps_by_epoch(
         sequences: The sequences to use, or None: all.
 
     Raises:
-        ConfigError: If `global_batch_size` is not positive.
+        ConfigError: If `global_batch_size` is not positive or `max_repeat` less than 1.
         DataError: If a sequence is unknown, or no frame is left.
     """
     _check_batch_size(global_batch_size)
@@ -204,6 +204,12 @@ def select_frames(dataset: Dataset, sequences: Sequence[str] | None) -> npt.NDAr
 def _factors(dataset: Dataset, config: BalanceConfig, frames: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
     if not config.enabled:
         return np.ones(len(frames))
+    if config.max_repeat is not None and config.max_repeat < 1:
+        raise ConfigError(
+            f"max_repeat is {config.max_repeat}",
+            where="data.balance",
+            expected="at least 1: every frame is used",
+        )
     taxonomy = dataset.info.taxonomy
     points, boxes = (
         counts_by_source(dataset.manifest.column(name), len(taxonomy.sources))[frames]

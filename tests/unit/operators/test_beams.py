@@ -1,0 +1,153 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from spot_ray.errors import ConfigError, DataError
+from spot_ray.geometry import se3
+from spot_ray.operators.beams import BeamResample, build_beam_resample, even_beams, inclinations_deg
+from spot_ray.operators.config import BeamConfig
+from spot_ray.operators.sample import Sample, Slot
+from spot_ray.schema.sensors import LidarSpec, as_matrix
+from spot_ray.schema.sweep import Sweep
+
+RINGS = 64
+TABLE = tuple(np.linspace(2.0, -18.0, RINGS).tolist())
+POSE = as_matrix(se3.from_yaw(0.2, (1.43, 0.0, 2.18)))
+SOURCE = LidarSpec("source", 0, "spinning", RINGS, (-18.0, 2.0), inclinations_deg=TABLE, ego_SE3_lidar=POSE)
+HALF = LidarSpec("half", 0, "spinning", 32, (-18.0, 2.0))
+SIDE = LidarSpec("side", 1, "solid_state", 1, (-45.0, 45.0))
+
+
+def spin(*, ring: bool = True, points_a_ring: int = 40, jitter_deg: float = 0.0, **columns) -> tuple[Sweep, np.ndarray]:
+    """Return a sweep of the off-origin sensor in the ego frame, and the true ring of each point."""
+    rng = np.random.default_rng(0)
+    beam = np.repeat(np.arange(RINGS), points_a_ring)
+    inclination = np.radians(np.array(TABLE)[beam] + rng.uniform(-jitter_deg, jitter_deg, len(beam)))
+    azimuth, distance = rng.uniform(-np.pi, np.pi, len(beam)), rng.uniform(3, 70, len(beam))
+    flat = distance * np.cos(inclination)
+    lidar = np.stack([flat * np.cos(azimuth), flat * np.sin(azimuth), distance * np.sin(inclination)], axis=1)
+    xyz = se3.transform_points(POSE, lidar).astype(np.float32)
+    return Sweep("s", "f", 0, xyz, ring=beam.astype(np.uint16) if ring else None, **columns), beam
+
+
+def sample_of(sweep: Sweep, copy: int = 0) -> Sample:
+    slot = Slot("s", "f", copy, 1.0, 0, 1.0, "", 0, 0, "", 0, 0)
+    empty = np.zeros(0, np.int32)
+    return Sample(slot, sweep, empty, empty.astype(np.uint8), np.zeros(1, np.uint8), np.eye(2, 3))
+
+
+def thinned(sweep: Sweep, rig=(SOURCE,), target=HALF) -> Sweep:
+    """Return the sweep after the first copy whose draw is the target and not "leave as it is"."""
+    operator = BeamResample(rig=rig, targets=[target], seed=0, epoch=0)
+    results = (operator(sample_of(sweep, copy)).sweep for copy in range(20))
+    return next(result for result in results if len(result) < len(sweep))
+
+
+def kept_share(result: Sweep, sweep: Sweep, beam: np.ndarray) -> np.ndarray:
+    """Return the share of each true ring's points that is left."""
+    left = (sweep.xyz[:, None, 0] == result.xyz[None, :, 0]).any(axis=1)
+    return np.bincount(beam[left], minlength=RINGS) / np.bincount(beam, minlength=RINGS)
+
+
+@pytest.mark.parametrize("ring", [True, False], ids=["stored ring", "no ring"])
+@pytest.mark.parametrize("table", [True, False], ids=["known beams", "unknown beams"])
+def test_halving_keeps_whole_rings_of_an_off_origin_sensor(ring, table):
+    sweep, beam = spin(ring=ring)
+    rig = (SOURCE if table else replace(SOURCE, inclinations_deg=None),)
+    share = kept_share(thinned(sweep, rig), sweep, beam)
+    assert set(share) == {0.0, 1.0}
+    assert 31 <= share.sum() <= 33  # R = 0.5; where the steps start decides over the first and the last ring
+    assert np.diff(np.flatnonzero(share)).max() <= 3
+
+
+def test_in_the_ego_frame_rings_would_be_cut():
+    # What the pose is for: the same inclinations seen from the vehicle's origin mix the rings.
+    sweep, beam = spin()
+    seen_from_ego = inclinations_deg(sweep.xyz, replace(SOURCE, ego_SE3_lidar=HALF.ego_SE3_lidar))
+    seen_from_lidar = inclinations_deg(sweep.xyz, SOURCE)
+    np.testing.assert_allclose(seen_from_lidar, np.array(TABLE)[beam], atol=0.02)
+    assert np.abs(seen_from_ego - np.array(TABLE)[beam]).max() > 5
+
+
+def test_kept_beams_are_even_over_inclination():
+    # Twice as dense in the upper half: there every second beam goes, in the lower half none.
+    dense = np.concatenate([np.arange(0, 10, 0.5), np.arange(10, 20, 1.0)])
+    keep = even_beams(dense + 0.25, density=1.0, phase=0.0)
+    assert keep[:20].sum() == 10
+    assert keep[20:].all()
+    np.testing.assert_array_equal(np.floor(dense[keep]), np.arange(20))
+
+
+def test_beams_without_points_are_not_chosen():
+    keep = even_beams(np.array([0.4, np.nan, 0.6, 1.5]), density=1.0, phase=0.0)
+    np.testing.assert_array_equal(keep, [True, False, False, True])
+
+
+def test_the_phase_moves_the_choice():
+    table = np.array(TABLE)
+    choices = {tuple(even_beams(table, density=1.6, phase=phase)) for phase in (0.0, 0.3, 0.6, 0.9)}
+    assert len(choices) > 1
+
+
+def test_every_point_column_is_thinned_alike():
+    count = RINGS * 40
+    numbers = np.arange(count)
+    sweep, beam = spin(
+        intensity=numbers.astype(np.float32), lidar_id=np.zeros(count, np.uint8), extra={"doppler": numbers.copy()}
+    )
+    result = thinned(sweep)
+    np.testing.assert_array_equal(result.extra["doppler"], result.intensity)
+    np.testing.assert_array_equal(result.xyz, sweep.xyz[result.extra["doppler"]])
+    np.testing.assert_array_equal(result.ring, beam[result.extra["doppler"]])
+
+
+def test_only_spinning_lidars_are_touched():
+    sweep, beam = spin(lidar_id=np.where(np.arange(RINGS * 40) % 40 < 10, 1, 0).astype(np.uint8))
+    result = thinned(sweep, (SOURCE, SIDE))
+    assert (result.lidar_id == 1).sum() == RINGS * 10
+    share = kept_share(result, sweep, beam)
+    assert set(share) == {0.25, 1.0}
+
+
+def test_without_lidar_id_all_points_are_of_the_first():
+    sweep, _ = spin()
+    operator = BeamResample(rig=(SIDE, SOURCE), targets=[HALF] * 50, seed=0, epoch=0)
+    assert len(operator(sample_of(sweep)).sweep) == len(sweep)
+
+
+def test_a_denser_target_leaves_the_sweep():
+    sweep, _ = spin()
+    dense = replace(HALF, num_beams=128)
+    operator = BeamResample(rig=(SOURCE,), targets=[dense], seed=0, epoch=0)
+    assert all(operator(sample_of(sweep, copy)).sweep is sweep for copy in range(10))
+
+
+def test_targets_and_leaving_as_is_are_equally_likely():
+    sweep, _ = spin(points_a_ring=1)
+    operator = BeamResample(rig=(SOURCE,), targets=[HALF, replace(HALF, num_beams=16)], seed=0, epoch=0)
+    sizes = np.array([len(operator(sample_of(sweep, copy)).sweep) for copy in range(600)])
+    shares = [(sizes == 64).mean(), ((sizes > 25) & (sizes < 64)).mean(), (sizes < 25).mean()]
+    np.testing.assert_allclose(shares, 1 / 3, atol=0.08)  # four standard deviations
+
+
+def test_draws_differ_by_epoch_and_copy():
+    sweep, _ = spin(points_a_ring=2)
+    kept = [
+        tuple(np.unique(BeamResample(rig=(SOURCE,), targets=[HALF], seed=0, epoch=e)(sample_of(sweep, c)).sweep.ring))
+        for e, c in ((0, 0), (0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (1, 1), (1, 2), (1, 3))
+    ]
+    assert kept[0] == kept[1]
+    assert len(set(kept)) > 2
+
+
+def test_a_ring_that_the_lidar_does_not_have():
+    sweep, _ = spin()
+    operator = BeamResample(rig=(SOURCE,), targets=[HALF] * 50, seed=0, epoch=0)
+    with pytest.raises(DataError, match="ring 64 of the LiDAR 'source'"):
+        operator(sample_of(replace(sweep, ring=sweep.ring + np.uint16(1))))
+
+
+def test_misspelt_target():
+    with pytest.raises(ConfigError, match="did you mean 'hdl-32e'"):
+        build_beam_resample(BeamConfig(targets=("hdl-32",)), (SOURCE,), seed=0, epoch=0)

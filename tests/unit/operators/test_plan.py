@@ -1,0 +1,140 @@
+import time
+from collections import Counter
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from spot_ray.errors import ConfigError, DataError
+from spot_ray.operators.config import BalanceConfig, DataConfig
+from spot_ray.operators.plan import EpochPlan, plan_epoch, steps_by_epoch, total_steps
+from spot_ray.schema.dataset import DatasetInfo
+from spot_ray.schema.manifest import SWEEP_MANIFEST
+from spot_ray.schema.sensors import LidarSpec
+from spot_ray.schema.taxonomy import PAPER_TAXONOMY
+from spot_ray.storage.dataset import Dataset, open_dataset
+
+PLAIN = DataConfig(balance=BalanceConfig(enabled=False))
+
+
+def plan(uri, config=PLAIN, *, seed=0, epoch=0, size=4, **options):
+    return plan_epoch(open_dataset(uri), config, seed=seed, epoch=epoch, global_batch_size=size, **options)
+
+
+def test_without_balancing_every_frame_is_used_once_in_another_order(uri):
+    first, second = plan(uri, epoch=0), plan(uri, epoch=1)
+    assert sorted(first.frame) == sorted(second.frame) == list(range(11))
+    assert list(first.frame) != list(second.frame) != list(range(11))
+    np.testing.assert_array_equal(first.frame, plan(uri, epoch=0).frame)
+    assert list(plan(uri, seed=1).frame) != list(first.frame)
+
+
+def test_in_order_without_shuffling(uri):
+    assert list(plan(uri, shuffle=False).frame) == list(range(11))
+
+
+def test_balancing_repeats_the_frames_with_the_rare_class(uri):
+    # Cars are in all 11 frames, cyclists in frame 1 of both sequences (indices 1 and 8): N = (11, 2), n = N / 13,
+    # s_cyclist = sqrt(0.5 / (2 / 13)) = 1.803: those two are used once or twice, the second time in 80 of 100 epochs.
+    uses = np.zeros(11)
+    for epoch in range(100):
+        epoch_plan = plan(uri, DataConfig(), epoch=epoch)
+        assert set(zip(epoch_plan.frame.tolist(), epoch_plan.copy.tolist(), strict=True)) >= {(i, 0) for i in range(11)}
+        uses += np.bincount(epoch_plan.frame, minlength=11)
+    np.testing.assert_array_equal(np.delete(uses, [1, 8]), 100)
+    np.testing.assert_allclose(uses[[1, 8]], 180.3, atol=15)  # four standard deviations of a binomial
+
+
+def test_copies_are_numbered(uri):
+    dataset = open_dataset(uri)
+    for epoch in range(20):
+        copies = plan_epoch(dataset, DataConfig(), seed=0, epoch=epoch, global_batch_size=1, shuffle=False)
+        for frame in range(11):
+            assert list(copies.copy[copies.frame == frame]) == list(range((copies.frame == frame).sum()))
+
+
+def test_subset_of_sequences(uri):
+    assert sorted(plan(uri, sequences=["b"]).frame) == [7, 8, 9, 10]
+    with pytest.raises(DataError, match="no sequence 'c'"):
+        plan(uri, sequences=["c"])
+    with pytest.raises(DataError, match="no frame"):
+        plan(uri, sequences=[])
+
+
+@pytest.mark.parametrize("size", [1, 3, 4, 5, 32])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 5])
+def test_workers_share_every_global_batch(uri, size, world_size):
+    whole = plan(uri, size=size)
+    shares = [whole.share(rank=rank, world_size=world_size) for rank in range(world_size)]
+    for step in range(whole.num_steps):
+        expected = Counter(whole.frame[step * size : (step + 1) * size].tolist())
+        used = [share.frame[(share.step == step) & (share.weight > 0)].tolist() for share in shares]
+        assert Counter(frame for part in used for frame in part) == expected
+        for share in shares:
+            assert (share.step == step).sum() == share.batch_size
+            assert set(share.global_weight[share.step == step]) == {float(expected.total())}
+    assert sum(share.weight.sum() for share in shares) == 11
+
+
+def test_last_batch_is_filled_with_samples_that_weigh_nothing(uri):
+    share = plan(uri, size=4).share()
+    np.testing.assert_array_equal(share.weight, [1.0] * 11 + [0.0])
+    np.testing.assert_array_equal(share.global_weight, [4.0] * 8 + [3.0] * 4)
+    assert share.frame[11] in range(11)
+
+
+def test_more_places_than_the_global_batch_has(uri):
+    # Three workers take ceil(4 / 3) = 2 each: the third computes nothing that counts, but has samples.
+    share = plan(uri, size=4).share(rank=2, world_size=3)
+    np.testing.assert_array_equal(share.weight, np.zeros(6))
+
+
+def test_start_step_leaves_the_tail(uri):
+    whole, tail = plan(uri).share(rank=1, world_size=2), plan(uri).share(rank=1, world_size=2, start_step=1)
+    for name in ("frame", "copy", "weight", "step", "global_weight"):
+        np.testing.assert_array_equal(getattr(tail, name), getattr(whole, name)[whole.batch_size :])
+    assert len(plan(uri).share(start_step=3)) == len(plan(uri).share(start_step=9)) == 0
+
+
+def test_steps_are_those_of_the_plans(uri):
+    dataset = open_dataset(uri)
+    steps = steps_by_epoch(dataset, DataConfig(), seed=3, epochs=12, global_batch_size=2)
+    plans = [plan(uri, DataConfig(), seed=3, epoch=epoch, size=2) for epoch in range(12)]
+    assert steps == [p.num_steps for p in plans]
+    assert len(set(steps)) > 1  # 11 to 13 samples: 6 or 7 steps
+    assert total_steps(dataset, DataConfig(), seed=3, epochs=12, global_batch_size=2) == sum(steps)
+
+
+def test_wrong_sizes(uri):
+    with pytest.raises(ConfigError, match="global_batch_size is 0"):
+        plan(uri, size=0)
+    with pytest.raises(ConfigError, match="max_repeat"):
+        plan(uri, DataConfig(balance=BalanceConfig(max_repeat=0.5)))
+    with pytest.raises(ValueError, match="rank 2 of 2"):
+        plan(uri).share(rank=2, world_size=2)
+
+
+def test_a_fleets_epochs_are_planned_in_seconds():
+    # 160 000 frames (Waymo) and 30 epochs: planning must not look at frames one by one.
+    count = 160_000
+    rng = np.random.default_rng(0)
+    frames = [f"{i:06d}" for i in range(count)]
+    counts = pa.FixedSizeListArray.from_arrays(rng.integers(0, 2, count * 15), 15).cast(pa.list_(pa.int64()))
+    columns = {
+        "sequence_id": pa.array(["s"] * count),
+        "frame_id": pa.array(frames),
+        "class_point_counts": counts,
+        "class_box_counts": pa.nulls(count, pa.list_(pa.int64())),
+    }
+    for field in SWEEP_MANIFEST:
+        if field.name not in columns:
+            columns[field.name] = pa.repeat(pa.scalar("0").cast(field.type), count)
+    rows = pa.table(columns).select(SWEEP_MANIFEST.names)
+    info = DatasetInfo("fleet", (LidarSpec("top", 0, "spinning", 64, (-17.6, 2.4)),), PAPER_TAXONOMY)
+    dataset = Dataset("memory", info, rows, [])
+    start = time.perf_counter()
+    steps = steps_by_epoch(dataset, DataConfig(), seed=0, epochs=30, global_batch_size=32)
+    whole = plan_epoch(dataset, DataConfig(), seed=0, epoch=29, global_batch_size=32)
+    assert time.perf_counter() - start < 5  # measured: 0.3 s
+    assert isinstance(whole, EpochPlan)
+    assert steps[29] == whole.num_steps
