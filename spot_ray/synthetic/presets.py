@@ -126,11 +126,11 @@ _WAYMO = Preset(
     CityStyle(
         lanes=2, lane_width_m=3.6, parking_width_m=2.4, pavement_width_m=2.6, block_m=(75.0, 120.0), bend_m=7.0,
         grade=0.025, setback_m=(4.0, 9.0), building_width_m=(10.0, 20.0), building_height_m=(4.0, 11.0),
-        building_gap_m=(2.0, 6.0), parked_share=0.45, vehicle_length_m=(4.8, 0.25), large_vehicle_share=0.12,
-        speed_mps=(8.0, 12.0), vehicles_per_100m=1.8, pedestrians_per_100m=3.0, cyclists_per_100m=0.35,
-        motorcycle_share=0.04, bicycles_per_100m=0.7, motorcycles_per_100m=0.5, trees_per_100m=5.0,
-        yard_plants_per_100m=9.0, poles_per_100m=3.0, signs_per_100m=2.5, general_per_100m=2.5,
-        work_zones_per_100m=0.25,
+        building_gap_m=(2.0, 6.0), parked_share=0.35, vehicle_length_m=(4.8, 0.25), large_vehicle_share=0.12,
+        speed_mps=(8.0, 12.0), vehicles_per_100m=1.8, pedestrians_per_100m=3.0, cyclists_per_100m=0.6,
+        motorcycle_share=0.04, bicycles_per_100m=1.0, motorcycles_per_100m=0.6, trees_per_100m=6.0,
+        yard_plants_per_100m=14.0, poles_per_100m=3.0, signs_per_100m=2.5, general_per_100m=2.5,
+        work_zones_per_100m=0.3,
     ),
 )  # fmt: skip
 _KITTI = Preset(
@@ -143,11 +143,11 @@ _KITTI = Preset(
     CityStyle(
         lanes=1, lane_width_m=3.1, parking_width_m=2.0, pavement_width_m=2.0, block_m=(55.0, 85.0), bend_m=9.0,
         grade=0.03, setback_m=(0.8, 3.5), building_width_m=(8.0, 14.0), building_height_m=(6.0, 12.0),
-        building_gap_m=(0.5, 5.0), parked_share=0.65, vehicle_length_m=(4.0, 0.3), large_vehicle_share=0.07,
+        building_gap_m=(0.5, 5.0), parked_share=0.45, vehicle_length_m=(4.0, 0.3), large_vehicle_share=0.07,
         speed_mps=(6.0, 10.0), vehicles_per_100m=1.4, pedestrians_per_100m=2.2, cyclists_per_100m=0.9,
-        motorcycle_share=0.03, bicycles_per_100m=2.0, motorcycles_per_100m=0.4, trees_per_100m=6.0,
-        yard_plants_per_100m=15.0, poles_per_100m=2.5, signs_per_100m=3.0, general_per_100m=2.5,
-        work_zones_per_100m=0.2,
+        motorcycle_share=0.03, bicycles_per_100m=2.0, motorcycles_per_100m=0.8, trees_per_100m=7.0,
+        yard_plants_per_100m=22.0, poles_per_100m=2.5, signs_per_100m=3.0, general_per_100m=2.5,
+        work_zones_per_100m=0.5,
     ),
 )  # fmt: skip
 _NUSCENES = Preset(
@@ -160,11 +160,11 @@ _NUSCENES = Preset(
     CityStyle(
         lanes=2, lane_width_m=3.3, parking_width_m=2.2, pavement_width_m=3.6, block_m=(65.0, 110.0), bend_m=5.0,
         grade=0.015, setback_m=(0.5, 4.0), building_width_m=(14.0, 30.0), building_height_m=(9.0, 40.0),
-        building_gap_m=(0.5, 5.0), parked_share=0.4, vehicle_length_m=(4.6, 0.25), large_vehicle_share=0.22,
-        speed_mps=(6.0, 11.0), vehicles_per_100m=2.2, pedestrians_per_100m=6.0, cyclists_per_100m=0.35,
-        motorcycle_share=0.08, bicycles_per_100m=1.0, motorcycles_per_100m=0.8, trees_per_100m=6.5,
-        yard_plants_per_100m=5.0, poles_per_100m=3.5, signs_per_100m=2.5, general_per_100m=4.0,
-        work_zones_per_100m=0.7,
+        building_gap_m=(0.5, 5.0), parked_share=0.3, vehicle_length_m=(4.6, 0.25), large_vehicle_share=0.22,
+        speed_mps=(6.0, 11.0), vehicles_per_100m=2.2, pedestrians_per_100m=6.0, cyclists_per_100m=0.8,
+        motorcycle_share=0.08, bicycles_per_100m=1.6, motorcycles_per_100m=0.9, trees_per_100m=7.0,
+        yard_plants_per_100m=9.0, poles_per_100m=3.5, signs_per_100m=2.5, general_per_100m=4.0,
+        work_zones_per_100m=0.8,
     ),
 )  # fmt: skip
 _ONCE = Preset(
@@ -177,11 +177,11 @@ _ONCE = Preset(
     CityStyle(
         lanes=3, lane_width_m=3.5, parking_width_m=2.6, pavement_width_m=4.5, block_m=(90.0, 140.0), bend_m=4.0,
         grade=0.012, setback_m=(4.0, 14.0), building_width_m=(18.0, 36.0), building_height_m=(8.0, 45.0),
-        building_gap_m=(3.0, 10.0), parked_share=0.3, vehicle_length_m=(4.7, 0.25), large_vehicle_share=0.18,
-        speed_mps=(9.0, 14.0), vehicles_per_100m=2.0, pedestrians_per_100m=3.5, cyclists_per_100m=1.6,
-        motorcycle_share=0.06, bicycles_per_100m=2.2, motorcycles_per_100m=1.4, trees_per_100m=8.0,
-        yard_plants_per_100m=7.0, poles_per_100m=3.5, signs_per_100m=2.0, general_per_100m=2.5,
-        work_zones_per_100m=0.3,
+        building_gap_m=(3.0, 10.0), parked_share=0.2, vehicle_length_m=(4.7, 0.25), large_vehicle_share=0.18,
+        speed_mps=(9.0, 14.0), vehicles_per_100m=2.0, pedestrians_per_100m=3.5, cyclists_per_100m=1.5,
+        motorcycle_share=0.06, bicycles_per_100m=2.2, motorcycles_per_100m=1.4, trees_per_100m=9.0,
+        yard_plants_per_100m=12.0, poles_per_100m=3.5, signs_per_100m=2.0, general_per_100m=2.5,
+        work_zones_per_100m=0.4,
     ),
 )  # fmt: skip
 

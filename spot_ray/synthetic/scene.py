@@ -164,10 +164,10 @@ class _Builder:
                 elif kind == "general object":
                     self._put("general object", shapes.street_furniture(rng), street, side, s, across)
                 else:
-                    self._tree(street, side, s, across + 0.15, float(rng.uniform(1.4, 2.4)))
+                    self._tree(street, side, s, across + 0.15, float(rng.uniform(1.5, 2.9)))
 
     def _tree(self, street: Street, side: int, along: float, across: float, radius: float) -> None:
-        bottom = float(self.rng.uniform(1.9, 3.2))
+        bottom = float(self.rng.uniform(2.1, 3.4))
         thick = float(self.rng.uniform(0.1, 0.2)) * radius / 1.6
         self._put("tree trunk", shapes.trunk(bottom + 0.6 * radius, thick), street, side, along, across)
         self._put("vegetation", shapes.crown(self.rng, bottom, radius), street, side, along, across, blocks=False)
