@@ -1,9 +1,7 @@
 """A run before it runs: everything that can be wrong with it is found here, before a worker starts.
 
-OUT/config.json     the run's whole config, as resolved
-OUT/run.json        its data: where, which sequences, how many steps; the weights that it began with
-OUT/checkpoints/    see checkpoint.py
-OUT/metrics.jsonl   and OUT/tensorboard/, see metrics.py
+A run's folder holds `config.json`, the whole config as resolved; `run.json`, its data and what it began with; its
+checkpoints (see checkpoint.py) and its figures (see metrics.py).
 """
 
 from __future__ import annotations
@@ -128,13 +126,28 @@ def prepare_run(
     data, out = uris.absolute(data), uris.absolute(out)
     dataset = open_dataset(data)
     train = config.train
-    options = {"seed": train.seed, "global_batch_size": train.global_batch_size, "sequences": sequences}
-    iterate(data, config.data, grid=config.grid, epoch=0, **options)  # opens labels and builds every operator
+    iterate(  # reads nothing yet, but opens the labels and builds every operator
+        data,
+        config.data,
+        grid=config.grid,
+        seed=train.seed,
+        epoch=0,
+        global_batch_size=train.global_batch_size,
+        sequences=sequences,
+    )
+    steps = steps_by_epoch(
+        dataset,
+        config.data,
+        seed=train.seed,
+        epochs=train.epochs,
+        global_batch_size=train.global_batch_size,
+        sequences=sequences,
+    )
     record = RunRecord(
         data=data,
         sequences=None if sequences is None else tuple(sequences),
         init=None if init is None else uris.absolute(init),
-        steps_by_epoch=tuple(steps_by_epoch(dataset, config.data, epochs=train.epochs, **options)),
+        steps_by_epoch=tuple(steps),
     )
     description = ModelDescription(
         features=config.data.features,

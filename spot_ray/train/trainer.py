@@ -1,10 +1,11 @@
-"""Pre-training on any number of workers with Ray Train; each of them runs :func:`~spot_ray.train.worker.train_worker`."""
+"""Pre-training on any number of workers with Ray Train; each of them runs what `worker.py` says."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -211,7 +212,7 @@ def _work(options: dict[str, Any]) -> dict[str, Any]:
 def _distribute(model: nn.Module) -> nn.Module:
     # Without device ids DDP leaves inputs where they are: the affine of the augmentation belongs on the CPU.
     kwargs = {"device_ids": None, "output_device": None}
-    return ray.train.torch.prepare_model(model, parallel_strategy_kwargs=kwargs)  # type: ignore[no-any-return]
+    return ray.train.torch.prepare_model(model, parallel_strategy_kwargs=kwargs)
 
 
 @contextlib.contextmanager
@@ -293,4 +294,5 @@ def _check_cpus(num_workers: int) -> None:
 
 
 def _num_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return how many CPUs this process may use; a container may have fewer than its machine."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1

@@ -42,8 +42,8 @@ def train_worker(
     rank: int = 0,
     world_size: int = 1,
     wrap: Callable[[nn.Module], nn.Module] = lambda model: model,
-    on_metrics: Callable[[RunState, Figures], None] = lambda state, figures: None,
-    on_checkpoint: Callable[[RunState, Figures, str], None] = lambda state, figures, uri: None,
+    on_metrics: Callable[[RunState, Figures], None] | None = None,
+    on_checkpoint: Callable[[RunState, Figures, str], None] | None = None,
 ) -> RunState:
     """Train from the run's newest checkpoint, or from its beginning, to its end.
 
@@ -90,7 +90,8 @@ def train_worker(
         last.update(figures)
         if writer is not None:
             writer.write(state.step, figures)
-        on_metrics(state, figures)
+        if on_metrics is not None:
+            on_metrics(state, figures)
 
     def keep_checkpoint(state: RunState) -> None:
         if writer is not None:
@@ -104,7 +105,8 @@ def train_worker(
                 description=run.description,
                 keep=config.train.keep_checkpoints,
             )
-        on_checkpoint(state, dict(last), checkpoint_uri(run.out, state.step))
+        if on_checkpoint is not None:
+            on_checkpoint(state, dict(last), checkpoint_uri(run.out, state.step))
 
     try:
         return fit(
@@ -132,7 +134,7 @@ def pretrain_here(
     init: str | None = None,
     resume: bool = False,
     device: torch.device | str = "cpu",
-    on_metrics: Callable[[RunState, Figures], None] = lambda state, figures: None,
+    on_metrics: Callable[[RunState, Figures], None] | None = None,
 ) -> PretrainResult:
     """Pre-train in this process, without Ray: for a debugger, a notebook, or a machine that has no Ray.
 

@@ -35,7 +35,7 @@ CONFIG = PretrainConfig(
     grid=GRID,
     data=DataConfig(augment=AugmentConfig(rotation_rad=(0.0, 0.0), scale=(1.0, 1.0))),
     model=ModelConfig(
-        voxel=VoxelConfig((-6.4, -6.4, -1.6, 6.4, 6.4, 1.6), (0.1, 0.1, 0.1)),
+        voxel=VoxelConfig((-6.4, -6.4, -1.3, 6.4, 6.4, 1.3), (0.1, 0.1, 0.1)),
         encoder=EncoderConfig((4, 8, 8, 8), 8, 1),
         bev=BevConfig((1,), (1,), (16,), (1,), (16,)),
         decoder=DecoderConfig((16,), (1,)),
