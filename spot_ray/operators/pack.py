@@ -18,6 +18,7 @@ from spot_ray.operators.batch import Batch
 from spot_ray.operators.features import point_features
 from spot_ray.operators.sample import Sample
 from spot_ray.schema.sensors import LidarSpec
+from spot_ray.schema.sweep import Boxes
 
 _BLOBS: dict[str, type[np.generic]] = {
     "points": np.float32,
@@ -55,14 +56,14 @@ class Pack:
         slots = [sample.slot for sample in samples]
         arrays: dict[str, list[npt.NDArray[Any]]] = {name: [] for name in _BLOBS}
         for sample in samples:
-            boxes = sample.sweep.boxes
+            boxes = sample.sweep.boxes if sample.sweep.boxes is not None else Boxes.empty()
             arrays["points"].append(point_features(sample.sweep, self._features, self._rig))
             arrays["occupancy_index"].append(sample.occupancy_index)
             arrays["occupancy_class"].append(sample.occupancy_class)
             arrays["observed"].append(sample.observed)
             arrays["network_from_label"].append(sample.network_from_label)
-            arrays["boxes"].append(boxes.boxes if boxes is not None else np.zeros(0))
-            arrays["box_class"].append(self._class_of_source[boxes.source_class] if boxes is not None else np.zeros(0))
+            arrays["boxes"].append(boxes.boxes)
+            arrays["box_class"].append(self._class_of_source[boxes.source_class])
         return pa.table(
             {
                 "frame": pa.array([slot.frame for slot in slots], pa.string()),

@@ -1,0 +1,72 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from spot_ray.errors import ConfigError, DataError
+from spot_ray.operators.features import check_features, columns_of, point_features
+from spot_ray.schema.dataset import DatasetInfo, ExtraColumn
+from spot_ray.schema.sensors import LidarSpec
+from spot_ray.schema.sweep import Sweep
+from spot_ray.schema.taxonomy import PAPER_TAXONOMY
+
+TOP = LidarSpec("top", 0, "spinning", 64, (-20.0, 2.0), intensity_max=255.0)
+SIDE = LidarSpec("side", 7, "spinning", 32, (-20.0, 2.0))
+INFO = DatasetInfo("test", (TOP, SIDE), PAPER_TAXONOMY, extra={"doppler": ExtraColumn("float64", "m/s")})
+SWEEP = Sweep(
+    "s",
+    "f",
+    0,
+    np.array([[1, 2, 3], [4, 5, 6]], np.float32),
+    intensity=np.array([51, 2], np.float32),
+    elongation=np.array([0, 300], np.float32),
+    ring=np.array([16, 16], np.uint16),
+    time_offset_ns=np.array([0, -50_000_000], np.int32),
+    lidar_id=np.array([0, 7], np.uint8),
+    extra={"doppler": np.array([1.5, -2.5])},
+)
+
+
+def test_named_features_by_hand():
+    names = ("x", "y", "z", "intensity", "elongation", "ring", "time_offset", "extra.doppler")
+    values = point_features(SWEEP, names, INFO.rig)
+    assert values.dtype == np.float32
+    # 51 / 255 where the LiDAR's scale is known, tanh(2) where it is unbounded; rings of 64 and of 32 beams.
+    expected = [[1, 2, 3, 0.2, 0, 0.25, 0, 1.5], [4, 5, 6, np.tanh(2), 1, 0.5, -0.05, -2.5]]
+    np.testing.assert_allclose(values, expected, rtol=1e-6)
+
+
+def test_order_is_the_callers():
+    np.testing.assert_array_equal(point_features(SWEEP, ("z", "x"), INFO.rig), [[3, 1], [6, 4]])
+
+
+def test_without_lidar_id_all_points_are_of_the_first():
+    values = point_features(replace(SWEEP, lidar_id=None), ("intensity", "ring"), INFO.rig)
+    np.testing.assert_allclose(values, [[0.2, 0.25], [2 / 255, 0.25]], rtol=1e-6)
+
+
+def test_a_sweep_without_the_feature_names_what_it_has():
+    with pytest.raises(DataError, match="no 'elongation'") as caught:
+        point_features(replace(SWEEP, elongation=None), ("x", "y", "z", "elongation"), INFO.rig)
+    assert caught.value.where == "s/f"
+    assert "intensity, ring, time_offset, extra.doppler" in caught.value.expected
+
+
+def test_columns_that_features_need():
+    assert columns_of(("x", "y", "z", "time_offset", "extra.doppler"), INFO) == ("time_offset_ns", "extra.doppler")
+    assert columns_of(("x", "y", "z", "intensity"), INFO) == ("intensity", "lidar_id")
+    assert columns_of(("x", "y", "z", "intensity"), replace(INFO, rig=(TOP,))) == ("intensity",)
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (("x", "y", "z", "intensty"), "did you mean 'intensity'"),
+        (("x", "y", "z", "extra.dopler"), "did you mean 'extra.doppler'"),
+        (("y", "x", "z"), "x, y, z, then others"),
+        (("x", "y", "z", "ring", "ring"), "each once"),
+    ],
+)
+def test_wrong_names(names, message):
+    with pytest.raises(ConfigError, match=message):
+        check_features(names, INFO)
