@@ -1,11 +1,14 @@
 """Samples to batches, by way of an Arrow table that crosses Ray's object store.
 
 A sample is one row; its arrays are blobs that lie end to end in one buffer a column, so that a batch is one copy a
-column and nothing is decoded on the way.
+column and nothing is decoded on the way. A row may carry an error of the user's data in place of its sample: raised in
+a Ray task, it would reach the user under a hundred lines of Ray's own traceback, whenever the task happens to run; this
+way it is raised where the sample is due.
 """
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -14,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from spot_ray.errors import SpotRayError
 from spot_ray.operators.batch import Batch
 from spot_ray.operators.features import point_features
 from spot_ray.operators.sample import Sample
@@ -29,6 +33,17 @@ _BLOBS: dict[str, type[np.generic]] = {
     "boxes": np.float32,
     "box_class": np.uint8,
 }
+_SCHEMA = pa.schema(
+    [
+        ("frame", pa.string()),
+        ("copy", pa.int32()),
+        ("weight", pa.float32()),
+        ("step", pa.int32()),
+        ("global_weight", pa.float32()),
+        *((name, pa.large_binary()) for name in _BLOBS),
+        ("error", pa.binary()),
+    ]
+)
 
 
 class Pack:
@@ -66,14 +81,22 @@ class Pack:
             arrays["box_class"].append(self._class_of_source[boxes.source_class])
         return pa.table(
             {
-                "frame": pa.array([slot.frame for slot in slots], pa.string()),
-                "copy": pa.array([slot.copy for slot in slots], pa.int32()),
-                "weight": pa.array([slot.weight for slot in slots], pa.float32()),
-                "step": pa.array([slot.step for slot in slots], pa.int32()),
-                "global_weight": pa.array([slot.global_weight for slot in slots], pa.float32()),
+                "frame": [slot.frame for slot in slots],
+                "copy": [slot.copy for slot in slots],
+                "weight": [slot.weight for slot in slots],
+                "step": [slot.step for slot in slots],
+                "global_weight": [slot.global_weight for slot in slots],
                 **{name: _to_blobs(arrays[name], dtype) for name, dtype in _BLOBS.items()},
-            }
+                "error": pa.nulls(len(slots), pa.binary()),
+            },
+            schema=_SCHEMA,
         )
+
+
+def pack_error(error: SpotRayError, count: int) -> pa.Table:
+    """Return `count` rows that carry an error in place of their samples; :func:`unpack` raises it."""
+    columns = {field.name: pa.nulls(count, field.type) for field in _SCHEMA}
+    return pa.table({**columns, "error": pa.repeat(pickle.dumps(error), count)}, schema=_SCHEMA)
 
 
 def unpack(table: pa.Table, num_features: int) -> Batch:
@@ -85,7 +108,13 @@ def unpack(table: pa.Table, num_features: int) -> Batch:
 
     Returns:
         The batch; its arrays are its own, so that the object store may forget the rows.
+
+    Raises:
+        SpotRayError: That of the first row that carries one.
     """
+    errors = table.column("error").drop_null()
+    if len(errors):
+        raise pickle.loads(errors[0].as_py())
     values, lengths = {}, {}
     for name, dtype in _BLOBS.items():
         values[name], lengths[name] = _from_blobs(table.column(name), dtype)

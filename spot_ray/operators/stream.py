@@ -19,7 +19,7 @@ from spot_ray.operators.batch import Batch
 from spot_ray.operators.beams import BeamResample, build_beam_resample
 from spot_ray.operators.config import AugmentConfig, BalanceConfig, BeamConfig, DataConfig
 from spot_ray.operators.features import check_features, columns_of
-from spot_ray.operators.pack import Pack, unpack
+from spot_ray.operators.pack import Pack, pack_error, unpack
 from spot_ray.operators.plan import plan_epoch
 from spot_ray.operators.read import ReadFrame, locate, slots
 from spot_ray.schema.occupancy import cell_offset
@@ -256,7 +256,10 @@ def _prepare(chain: Chain, places: pa.Table, *, cpus_per_task: float, max_tasks:
 
 
 def _run(places: pa.Table, chain: Chain, token: str) -> pa.Table:
-    return chain(places, _reader(chain.uri, token))
+    try:
+        return chain(places, _reader(chain.uri, token))
+    except SpotRayError as error:
+        return pack_error(error, places.num_rows)
 
 
 @functools.lru_cache(maxsize=2)
@@ -266,22 +269,5 @@ def _reader(uri: str, token: str) -> ShardReader:  # noqa: ARG001 - the key
 
 
 def _batches(rows: RayDataset, batch_size: int, num_features: int, prefetch_batches: int) -> Iterator[Batch]:
-    from ray.exceptions import RayError
-
-    try:
-        for table in rows.iter_batches(
-            batch_size=batch_size, batch_format="pyarrow", prefetch_batches=prefetch_batches
-        ):
-            yield unpack(table, num_features)
-    except RayError as error:
-        raise _user_error(error) or error from None
-
-
-def _user_error(error: BaseException) -> SpotRayError | None:
-    """Return the error of ours that Ray wrapped, if there is one."""
-    seen: BaseException | None = error
-    while seen is not None:
-        if isinstance(seen, SpotRayError):
-            return seen
-        seen = getattr(seen, "cause", None) or seen.__cause__
-    return None
+    tables = rows.iter_batches(batch_size=batch_size, batch_format="pyarrow", prefetch_batches=prefetch_batches)
+    return (unpack(table, num_features) for table in tables)

@@ -4,7 +4,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from spot_ray.operators.pack import Pack, split, unpack
+from spot_ray.errors import DataError
+from spot_ray.operators.pack import Pack, pack_error, split, unpack
 from spot_ray.schema.sensors import LidarSpec
 from spot_ray.schema.taxonomy import SemanticClass, SourceClass, Taxonomy
 
@@ -122,3 +123,12 @@ def test_a_batch_of_two_steps_is_a_bug(samples):
     table = Pack(features=("x", "y", "z"), rig=RIG, class_of_source=TAXONOMY.lookup())(samples)
     with pytest.raises(AssertionError, match="steps"):
         unpack(table, 3)
+
+
+def test_an_error_is_raised_where_its_sample_is_due(rows):
+    failed = pack_error(DataError("no points", where="a.parquet, row 3", expected="points"), 2)
+    table = pa.concat_tables([rows, failed])
+    unpack(table.slice(0, 3), 4)
+    with pytest.raises(DataError, match="no points") as caught:
+        unpack(table.slice(2, 2), 4)
+    assert (caught.value.where, caught.value.expected) == ("a.parquet, row 3", "points")
