@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import time
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 Figures = dict[str, float]
+
+_PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "soft_wrap": True}
 
 
 class ProgressDisplay:
@@ -58,11 +61,11 @@ class ProgressDisplay:
         if self._console.is_terminal or (now - self._shown < self._every_s and step < self._total):
             return
         self._shown = now
-        self._console.print(f"step {step}/{self._total}  {text}{self._remaining(now, step)}", highlight=False)
+        self._console.print(f"step {step}/{self._total}  {text}{self._remaining(now, step)}", **_PLAIN)
 
     def say(self, text: str) -> None:
         """Show a line above the bar."""
-        self._console.print(text, highlight=False, markup=False)
+        self._console.print(text, **_PLAIN)
 
     def _remaining(self, now: float, step: int) -> str:
         """Return the time that is left, judged by what has passed since the first figures."""

@@ -16,7 +16,12 @@ from spot_ray.losses.config import LossConfig
 from spot_ray.models.config import BevConfig, DecoderConfig, EncoderConfig, ModelConfig, VoxelConfig
 from spot_ray.operators.batch import Batch
 from spot_ray.operators.config import AugmentConfig, DataConfig
+from spot_ray.schema.occupancy import Occupancy, OccupancyInfo
+from spot_ray.schema.sensors import LidarSpec
+from spot_ray.schema.sweep import Sweep
 from spot_ray.schema.taxonomy import SemanticClass, Taxonomy
+from spot_ray.storage.dataset import DatasetWriter
+from spot_ray.storage.occupancy import OccupancyWriter
 from spot_ray.train.config import OptimiserConfig, PretrainConfig, TrainConfig
 
 GRID = VoxelGrid((-6.4, -6.4, -1.6), (0.8, 0.8, 0.8), (16, 16, 4))
@@ -51,6 +56,12 @@ CONFIG = PretrainConfig(
         keep_checkpoints=2,
     ),
 )
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    # Threads that wait for each other make tiny networks crawl where other processes want the cores too.
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
@@ -121,3 +132,36 @@ def epoch_of(epoch: int, start_step: int, *, steps: int = 4, size: int = 2) -> l
 
 def _offsets(parts: list[np.ndarray]) -> np.ndarray:
     return np.concatenate([[0], np.cumsum([len(part) for part in parts])]).astype(np.int64)
+
+
+def write_dataset(uri: str, *, frames: tuple[int, ...] = (3, 2), broken: str = "") -> None:
+    """Write a labelled dataset of random points; the frame named `broken` has no intensity that is a number."""
+    rng = np.random.default_rng(0)
+    rig = (LidarSpec("one", 0, "spinning", 4, (-10.0, 10.0), intensity_max=1.0),)
+    info = OccupancyInfo("default", GRID, TAXONOMY.class_names, {})
+    with DatasetWriter(uri, name="toy", rig=rig, taxonomy=TAXONOMY) as writer:
+        labels = {}
+        for s, count in enumerate(frames):
+            labels[f"log{s}"] = [_frame(writer, rng, f"log{s}", f, broken) for f in range(count)]
+    with OccupancyWriter(uri, info) as occupancy:
+        for name, sequence in labels.items():
+            occupancy.add_sequence(name, sequence)
+
+
+def _frame(writer: DatasetWriter, rng: np.random.Generator, sequence: str, number: int, broken: str) -> Occupancy:
+    batch = batch_of(rng, 1)
+    intensity = batch.points[:, 3].copy()
+    if broken == f"{sequence}/{number}":
+        intensity[:] = np.nan
+    writer.add(
+        Sweep(
+            sequence_id=sequence,
+            frame_id=str(number),
+            timestamp_ns=number,
+            xyz=batch.points[:, :3],
+            intensity=intensity,
+            ring=(np.arange(len(intensity)) % 4).astype(np.uint16),
+            point_source_class=rng.integers(1, 4, len(intensity)).astype(np.uint16),
+        )
+    )
+    return Occupancy(sequence, str(number), batch.occupancy_index, batch.occupancy_class, batch.observed[0])

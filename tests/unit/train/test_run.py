@@ -1,0 +1,176 @@
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from spot_ray.errors import CheckpointError, ConfigError, DataError
+from spot_ray.operators.config import BalanceConfig, DataConfig
+from spot_ray.storage import uri as uris
+from spot_ray.train.checkpoint import latest_checkpoint, load_model
+from spot_ray.train.config import PretrainConfig
+from spot_ray.train.metrics import read_metrics
+from spot_ray.train.run import differing_fields, prepare_run
+from spot_ray.train.worker import PretrainResult, pretrain_here
+
+PLAIN = DataConfig(balance=BalanceConfig(enabled=False))
+
+
+def changed(config: PretrainConfig, **train: int) -> PretrainConfig:
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, **train))
+
+
+@pytest.fixture(scope="module")
+def data(toy: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> str:
+    uri = str(tmp_path_factory.mktemp("data") / "toy")
+    toy.write_dataset(uri)
+    return uri
+
+
+@pytest.fixture(scope="module")
+def config(toy: ModuleType) -> PretrainConfig:
+    # Two epochs of five frames in batches of two: six steps; every checkpoint stays.
+    return changed(dataclasses.replace(toy.CONFIG, data=PLAIN), checkpoint_every_steps=1, keep_checkpoints=9)
+
+
+@pytest.fixture(scope="module")
+def finished(config: PretrainConfig, data: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, PretrainResult]:
+    out = str(tmp_path_factory.mktemp("runs") / "whole")
+    return out, pretrain_here(config, data=data, out=out)
+
+
+def copy_until(run: str, out: Path, step: int) -> str:
+    """Return a copy of a run as if it had been killed after the checkpoint of a step."""
+    shutil.copytree(run, out)
+    for folder in (out / "checkpoints").iterdir():
+        if int(folder.name[5:]) > step:
+            shutil.rmtree(folder)
+    return str(out)
+
+
+def losses(run: str) -> dict[float, tuple[float, ...]]:
+    return {line["step"]: (line["loss"], line["lovasz"], line["grad_norm"], line["lr"]) for line in read_metrics(run)}
+
+
+def test_a_run_leaves_what_it_should(finished: tuple[str, PretrainResult], config: PretrainConfig, data: str) -> None:
+    out, result = finished
+    assert (result.state.step, result.state.samples_seen, result.state.epoch) == (6, 10, 2)
+    assert result.checkpoint == latest_checkpoint(out)
+    assert [line["step"] for line in read_metrics(out)] == [1, 2, 3, 4, 5, 6]
+    assert result.metrics == read_metrics(out)[-1]
+    assert load_model(out).config == config
+    assert json.loads((Path(out) / "config.json").read_text())["recipe"] == "test"
+    assert json.loads((Path(out) / "run.json").read_text())["steps_by_epoch"] == [3, 3]
+    assert list((Path(out) / "tensorboard").glob("events.*"))
+
+
+@pytest.mark.parametrize("step", [1, 3, 4])
+def test_a_killed_run_goes_on_exactly(
+    finished: tuple[str, PretrainResult], config: PretrainConfig, data: str, tmp_path: Path, step: int
+) -> None:
+    out = copy_until(finished[0], tmp_path / "run", step)
+    result = pretrain_here(config, data=data, out=out, resume=True)
+    assert losses(out) == losses(finished[0])
+    assert len(read_metrics(out)) == 6  # the lines after the checkpoint were not written twice
+    assert result.state.samples_seen == 10
+    mine, theirs = (Path(r) / "checkpoints/step_00000006/model.safetensors" for r in (out, finished[0]))
+    assert mine.read_bytes() == theirs.read_bytes()
+
+
+def test_a_half_written_checkpoint_is_passed_over(
+    finished: tuple[str, PretrainResult], config: PretrainConfig, data: str, tmp_path: Path
+) -> None:
+    out = copy_until(finished[0], tmp_path / "run", 4)
+    (tmp_path / "run/checkpoints/step_00000004/complete.json").unlink()
+    pretrain_here(config, data=data, out=out, resume=True)
+    assert losses(out) == losses(finished[0])
+
+
+def test_a_folder_with_a_run_is_not_overwritten(
+    finished: tuple[str, PretrainResult], config: PretrainConfig, data: str
+) -> None:
+    with pytest.raises(ConfigError, match="holds a run already") as caught:
+        pretrain_here(config, data=data, out=finished[0])
+    assert "--resume" in caught.value.remedy
+
+
+def test_resuming_nothing_is_an_error(config: PretrainConfig, data: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no run to resume"):
+        pretrain_here(config, data=data, out=str(tmp_path / "new"), resume=True)
+    assert not (tmp_path / "new").exists()
+
+
+def test_resuming_with_another_config_names_the_fields(
+    finished: tuple[str, PretrainResult], config: PretrainConfig, data: str
+) -> None:
+    other = changed(
+        dataclasses.replace(config, loss=dataclasses.replace(config.loss, lovasz_weight=0.5)), seed=7, log_every_steps=3
+    )
+    with pytest.raises(ConfigError, match=r"in loss\.lovasz_weight, train\.seed\n"):
+        prepare_run(other, data=data, out=finished[0], resume=True)
+    with pytest.raises(ConfigError, match="the data differ"):
+        prepare_run(config, data=data, out=finished[0], resume=True, sequences=["log0"])
+
+
+def test_a_resumed_run_may_be_longer(
+    finished: tuple[str, PretrainResult], config: PretrainConfig, data: str, tmp_path: Path
+) -> None:
+    out = copy_until(finished[0], tmp_path / "run", 6)
+    result = pretrain_here(changed(config, epochs=3, log_every_steps=2), data=data, out=out, resume=True)
+    assert (result.state.step, result.state.samples_seen) == (9, 15)
+
+
+def test_init_begins_with_the_weights_of_another_run(
+    finished: tuple[str, PretrainResult], config: PretrainConfig, data: str, tmp_path: Path
+) -> None:
+    scratch = losses(finished[0])[1][0]
+    result = pretrain_here(changed(config, epochs=1), data=data, out=str(tmp_path / "run"), init=finished[0])
+    assert read_metrics(str(tmp_path / "run"))[0]["loss"] < scratch
+    assert result.state.step == 3
+    _, report = prepare_run(config, data=data, out=str(tmp_path / "other"), init=finished[0])
+    assert report is not None
+    assert report.uri == finished[1].checkpoint
+    with pytest.raises(CheckpointError, match="no checkpoint is here"):
+        prepare_run(config, data=data, out=str(tmp_path / "third"), init=str(tmp_path / "nothing"))
+    assert not (tmp_path / "third").exists()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("epochs", 0), ("global_batch_size", 0), ("micro_batch_size", -1), ("log_every_steps", 0)]
+)
+def test_a_count_that_is_none_is_an_error(
+    config: PretrainConfig, data: str, tmp_path: Path, field: str, value: int
+) -> None:
+    with pytest.raises(ConfigError, match=f"{field} is {value}"):
+        prepare_run(changed(config, **{field: value}), data=data, out=str(tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_data_that_cannot_be_used_leave_nothing_behind(config: PretrainConfig, data: str, tmp_path: Path) -> None:
+    out = str(tmp_path / "run")
+    with pytest.raises(DataError):
+        prepare_run(config, data=str(tmp_path), out=out)
+    with pytest.raises(ConfigError):
+        prepare_run(
+            dataclasses.replace(config, data=dataclasses.replace(config.data, features=("x", "y", "z", "elongatoin"))),
+            data=data,
+            out=out,
+        )
+    with pytest.raises(DataError):
+        prepare_run(config, data=data, out=out, sequences=["nowhere"])
+    assert not uris.exists(out)
+
+
+def test_a_bad_frame_stops_the_run_by_name(toy: ModuleType, config: PretrainConfig, tmp_path: Path) -> None:
+    toy.write_dataset(str(tmp_path / "data"), broken="log1/1")
+    with pytest.raises(DataError, match="log1/1"):
+        pretrain_here(config, data=str(tmp_path / "data"), out=str(tmp_path / "run"))
+
+
+def test_differing_fields_are_dotted_paths(toy: ModuleType) -> None:
+    one = toy.CONFIG
+    assert differing_fields(one, one) == []
+    other = changed(dataclasses.replace(one, recipe="other"), epochs=9)
+    assert differing_fields(one, other) == ["recipe", "train.epochs"]
