@@ -93,18 +93,6 @@ class OccupancyDecoder(nn.Module):
         logits = self.head(features)
         return logits.unflatten(1, (self._num_outputs, self._num_z))
 
-    def covered(self, network_from_label: Tensor | None, batch_size: int) -> Tensor:
-        """Tell which label columns have features: their centres lie on the feature map.
-
-        A turn moves the corners of a square label off the map; no point of theirs is in the input, so a loss there
-        would only teach the head's bias.
-
-        Returns:
-            (B, ny, nx) bool, on the affine's device (the CPU if it is None).
-        """
-        grid = sampling_grid(self._feature_map, self._label_map, _affine(network_from_label, batch_size))
-        return (grid.abs() <= 1.0).all(dim=-1)
-
 
 def sampling_grid(feature_map: BevMap, label_map: BevMap, network_from_label: Tensor) -> Tensor:
     """Return where each label cell's centre lies on the feature map.

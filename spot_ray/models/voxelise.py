@@ -50,16 +50,16 @@ def voxelise(
     """
     device = points.device
     nz, ny, nx = voxel_shape
-    lower = torch.tensor(lower_m, dtype=torch.float32, device=device)
-    size = torch.tensor(voxel_size_m, dtype=torch.float32, device=device)
-    cell = torch.floor((points[:, :3] - lower) / size)
-    inside = ((cell >= 0) & (cell < torch.tensor([nx, ny, nz], device=device))).all(dim=1)
+    x, y, z = (
+        ((points[:, axis] - low) / size).floor()
+        for axis, (low, size) in enumerate(zip(lower_m, voxel_size_m, strict=True))
+    )
+    inside = (x >= 0) & (x < nx) & (y >= 0) & (y < ny) & (z >= 0) & (z < nz)
     kept = inside.nonzero().squeeze(1)
-    cell = cell.index_select(0, kept).long()
     sample = torch.bucketize(kept, point_offsets.to(device)[1:], right=True)
-    key = ((sample * nz + cell[:, 2]) * ny + cell[:, 1]) * nx + cell[:, 0]
+    cell = ((z.long() * ny + y.long()) * nx + x.long()).index_select(0, kept)
 
-    key, order = torch.sort(key, stable=True)
+    key, order = torch.sort(sample * (nz * ny * nx) + cell, stable=True)
     voxel, counts = torch.unique_consecutive(key, return_counts=True)
     if max_points is not None:
         first = torch.cumsum(counts, 0) - counts
@@ -69,6 +69,6 @@ def voxelise(
     # Summing each voxel apart keeps float32 exact enough; `index_add` would be as fast, but not repeatable on CUDA.
     grouped = points.index_select(0, kept.index_select(0, order))
     features = torch.segment_reduce(grouped, "mean", lengths=counts) if len(grouped) else grouped
-    x, y, z = voxel % nx, voxel // nx % ny, voxel // (nx * ny) % nz
-    indices = torch.stack((voxel // (nx * ny * nz), z, y, x), dim=1).int()
+    column = (voxel // (nz * ny * nx), voxel // (ny * nx) % nz, voxel // nx % ny, voxel % nx)
+    indices = torch.stack(column, dim=1).int()
     return Voxels(features, indices, len(points) - len(kept))

@@ -72,16 +72,6 @@ def test_label_grid_smaller_than_the_map_is_cut_out() -> None:
     torch.testing.assert_close(decoder(inner)(x, None), decoder()(x, None)[..., 3:6, 2:6], atol=1e-5, rtol=1e-5)
 
 
-def test_covered_leaves_out_the_corners_of_a_turned_label() -> None:
-    model = decoder()
-    assert model.covered(None, 2).shape == (2, 8, 8)
-    assert model.covered(None, 2).all()
-    covered = model.covered(affine(math.pi / 4), 1)[0]
-    assert not covered[0, 0]
-    assert not covered[7, 7]
-    assert covered[2:6, 2:6].all()
-
-
 def test_gradient_reaches_the_features_through_sampling() -> None:
     x = torch.randn(1, 3, 4, 4, requires_grad=True)
     decoder()(x, affine(0.3)).sum().backward()
