@@ -138,13 +138,14 @@ def move_voxels(
     """
     if np.array_equal(exact, np.eye(2)):
         return index, semantic
-    voxel = grid.unravel(index)
-    # In half cells from the centre, cell centres are whole numbers.
-    last = grid.shape[0] - 1
-    moved = (2 * voxel[:, :2] - last) @ exact.astype(np.int32).T
-    voxel[:, :2] = (moved + last) // 2
-    linear = grid.linear(voxel)
-    order = np.argsort(linear)
+    size, _, layers = grid.shape
+    column, z = np.divmod(index, np.int32(layers))
+    cell = np.divmod(column, np.int32(size))
+    x, y = (cell[1], cell[0]) if exact[0, 0] == 0 else cell
+    x_sign, y_sign = exact.sum(axis=1)
+    x, y = (x if x_sign > 0 else size - 1 - x), (y if y_sign > 0 else size - 1 - y)
+    linear = (x * np.int32(size) + y) * np.int32(layers) + z
+    order = np.argsort(linear, kind="stable")  # of ascending and descending runs, which a merge sort finds
     return linear[order], semantic[order]
 
 
@@ -166,7 +167,9 @@ def _move_columns(cells: npt.NDArray[Cell], exact: Matrix) -> npt.NDArray[Cell]:
 
 def _move_sweep(sweep: Sweep, matrix: Matrix, scale: float) -> Sweep:
     xyz = sweep.xyz.copy()
-    xyz[:, :2] = sweep.xyz[:, :2] @ matrix.T
+    x, y = (sweep.xyz[:, axis].astype(np.float64) for axis in (0, 1))
+    for axis in (0, 1):
+        xyz[:, axis] = matrix[axis, 0] * x + matrix[axis, 1] * y
     boxes = sweep.boxes
     if boxes is not None:
         velocity = None if boxes.velocity is None else boxes.velocity.copy()

@@ -38,7 +38,7 @@ class AugmentConfig:
         flip_x: Mirror y (about the x axis) in half of the samples.
         flip_y: Mirror x (about the y axis) in half of the samples.
         rotation_rad: (lowest, highest) rotation about z, uniform.
-        scale: (lowest, highest) scale, uniform.
+        scale: (lowest, highest) scale of x and y, uniform; heights stay, since the labels' layers do.
     """
 
     flip_x: bool = True
