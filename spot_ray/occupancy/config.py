@@ -22,7 +22,9 @@ class LabelConfig:
         moving_m: A track whose centre is displaced by more than this over the sequence moves, metres.
         space_cell_m: Edge of the cells of the sequence's own grid, in which all sweeps' rays are cast once, metres.
         free_fraction: Part of a voxel that rays of the sequence must have passed for it to be called empty: from 0 (any
-            part) to 1.
+            part) to 1. Rays that graze a voxel's corner leave room for a surface: on synthetic drives (32 beams, 20
+            sweeps) 4.8 % of the voxels labelled empty hold something at 0 and 2.8 % at 0.75, for 30 % less space that
+            counts as observed.
         ego_body_m: Box around the vehicle itself: x, y, z lower, then upper corner, ego frame, metres. Points in it are
             returns from its own body: they would leave a trail along its path.
     """
@@ -34,7 +36,7 @@ class LabelConfig:
     box_margin_m: float = 0.1
     moving_m: float = 0.5
     space_cell_m: float = 0.2
-    free_fraction: float = 0.0
+    free_fraction: float = 0.75
     ego_body_m: tuple[float, float, float, float, float, float] = (-2.5, -1.2, -0.5, 4.0, 1.2, 2.2)
 
     def __post_init__(self) -> None:

@@ -19,7 +19,8 @@ from spot_ray.schema.taxonomy import PAPER_TAXONOMY
 GRID = VoxelGrid((0.0, -2.0, 0.0), (0.5, 0.5, 0.5), (16, 8, 4))
 LIDAR = LidarSpec("TOP", 0, "spinning", 2, (-10.0, 10.0), ego_SE3_lidar=nominal_mount(1.05))
 INFO = DatasetInfo("hand-made", (LIDAR,), PAPER_TAXONOMY)
-CONFIG = LabelConfig(grid=GRID, space_cell_m=0.25, ego_body_m=(-1.0, -0.1, 0.0, -0.5, 0.1, 0.1))
+# One ray passes only a part of a voxel: any part shall count here.
+CONFIG = LabelConfig(grid=GRID, space_cell_m=0.25, free_fraction=0.0, ego_body_m=(-1.0, -0.1, 0.0, -0.5, 0.1, 0.1))
 
 VEHICLE, BUILDING, ROAD, VEGETATION = (PAPER_TAXONOMY.id_of(n) for n in ("vehicle", "building", "road", "vegetation"))
 UNLABELLED = 65535
@@ -226,7 +227,7 @@ def test_without_poses_each_frame_stands_alone():
 
 
 def test_returns_from_the_vehicle_itself_leave_no_trail():
-    config = LabelConfig(grid=GRID, space_cell_m=0.25, ego_body_m=(-1.0, -1.0, 0.0, 1.6, 1.0, 2.0))
+    config = LabelConfig(grid=GRID, space_cell_m=0.25, free_fraction=0.0, ego_body_m=(-1.0, -1.0, 0.0, 1.6, 1.0, 2.0))
     labels, _, report = label(
         sweep([[1.2, 0.05, 0.8], [6.2, 0.05, 1.05]], [UNLABELLED, BUILDING], frame=0),
         sweep([[1.2, 0.05, 0.8], [3.2, 0.05, 1.05]], [UNLABELLED, BUILDING], x=3.0, frame=1),
