@@ -32,6 +32,10 @@ from spot_ray.train.worker import Figures, PretrainResult, result_of, train_work
 POLL_S = 0.5
 """Seconds between two looks at what the workers tell."""
 
+WORKER_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
+"""Threads that spin while they wait for each other take the cores that reading needs: with both cores of a machine busy
+otherwise, a step of two threads took 6 to 15 times as long as with threads that sleep."""
+
 RETRIES_ON_A_CLUSTER = 3
 """Times that a run goes on after losing a worker, where Ray was running before; a run on this machine alone fails."""
 
@@ -138,6 +142,7 @@ def _fit(orders: _Orders, *, num_workers: int, use_gpu: bool, max_failures: int)
             storage_filesystem=system,
             failure_config=FailureConfig(max_failures=max_failures, controller_failure_limit=max_failures),
             logging_config=LoggingConfig(log_level="ERROR"),
+            worker_runtime_env={"env_vars": WORKER_ENVIRONMENT},
         ),
     )
     interrupt = signal.getsignal(signal.SIGINT)

@@ -1,0 +1,186 @@
+"""Pre-training over real Ray Data and Ray Train."""
+
+import os
+import shutil
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+
+from spot_ray.errors import ConfigError, DataError
+from spot_ray.geometry.grid import VoxelGrid
+from spot_ray.models.config import BevConfig, DecoderConfig, EncoderConfig, ModelConfig, VoxelConfig
+from spot_ray.occupancy.config import LabelConfig
+from spot_ray.occupancy.run import label_in_process
+from spot_ray.operators.batch import Batch
+from spot_ray.operators.stream import stream
+from spot_ray.synthetic.run import synthesize
+from spot_ray.train.config import OptimiserConfig, PretrainConfig, TrainConfig
+from spot_ray.train.metrics import read_metrics
+from spot_ray.train.trainer import pretrain
+from spot_ray.train.worker import PretrainResult
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning")  # Ray's own settings
+
+GRID = VoxelGrid((-12.8, -12.8, -2.2), (0.8, 0.8, 0.8), (32, 32, 8))
+CONFIG = PretrainConfig(
+    recipe="test",
+    grid=GRID,
+    model=ModelConfig(
+        voxel=VoxelConfig((-12.8, -12.8, -2.2, 12.8, 12.8, 4.2), (0.4, 0.4, 0.16)),
+        encoder=EncoderConfig((4, 8, 8, 8), 8, 1),
+        bev=BevConfig((1,), (1,), (16,), (1,), (16,)),
+        decoder=DecoderConfig((16, 16), (2, 2)),
+    ),
+    optimiser=OptimiserConfig(lr=0.02),
+    # A micro-batch of one: batch norm then sees the same samples however many workers share the global batch of three.
+    train=TrainConfig(
+        epochs=2,
+        global_batch_size=3,
+        micro_batch_size=1,
+        checkpoint_every_steps=2,
+        keep_checkpoints=9,
+        log_every_steps=1,
+    ),
+)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> str:
+    uri = str(tmp_path_factory.mktemp("data") / "city")
+    synthesize(uri, preset="nuscenes", num_sequences=2, num_frames=4)
+    label_in_process(uri, config=LabelConfig(grid=GRID))
+    return uri
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _cluster() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        ray.init("local", num_cpus=5, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+        yield
+        ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def one_worker(data: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, PretrainResult]:
+    out = str(tmp_path_factory.mktemp("runs") / "one")
+    return out, pretrain(CONFIG, data=data, out=out, progress=False)
+
+
+def column(run: str, name: str) -> list[float]:
+    return [line[name] for line in read_metrics(run)]
+
+
+def test_the_loss_falls_and_the_run_is_kept(one_worker: tuple[str, PretrainResult]) -> None:
+    out, result = one_worker
+    losses = column(out, "loss")
+    assert losses[-1] < losses[0] - 0.2
+    assert column(out, "step") == list(range(1, result.state.step + 1))
+    assert result.state.epoch == 2
+    assert result.metrics["loss"] == losses[-1]
+    assert Path(result.checkpoint).name == f"step_{result.state.step:08d}"
+    assert sorted(p.name for p in Path(out).iterdir()) == [
+        "checkpoints", "config.json", "metrics.jsonl", "run.json", "tensorboard",
+    ]  # fmt: skip
+
+
+def test_two_workers_see_the_same_samples_and_learn_the_same(
+    one_worker: tuple[str, PretrainResult], data: str, tmp_path: Path
+) -> None:
+    shown: list[int] = []
+    result = pretrain(
+        CONFIG, data=data, out=str(tmp_path / "two"), num_workers=2, progress=False,
+        on_metrics=lambda step, figures: shown.append(step),
+    )  # fmt: skip
+    assert result.state.samples_seen == one_worker[1].state.samples_seen
+    # Sums in another order are all that differs; it grows with the steps.
+    np.testing.assert_allclose(column(str(tmp_path / "two"), "loss"), column(one_worker[0], "loss"), rtol=2e-3)
+    np.testing.assert_allclose(column(str(tmp_path / "two"), "loss")[0], column(one_worker[0], "loss")[0], rtol=1e-6)
+    assert column(str(tmp_path / "two"), "samples") == column(one_worker[0], "samples")
+    assert shown == column(one_worker[0], "step")
+
+
+def test_the_shares_of_two_workers_are_the_batches_of_one(data: str) -> None:
+    def planned(batch: Batch) -> list[tuple[int, str, int, bytes]]:
+        return [
+            (batch.step, batch.frames[b], int(batch.copies[b]),
+             batch.points[batch.point_offsets[b] : batch.point_offsets[b + 1]].tobytes())
+            for b in range(len(batch)) if batch.weight[b]
+        ]  # fmt: skip
+
+    def samples(rank: int, world_size: int) -> list[tuple[int, str, int, bytes]]:
+        batches = stream(
+            data, CONFIG.data, grid=GRID, seed=0, epoch=1, rank=rank, world_size=world_size, global_batch_size=3
+        )
+        return [sample for batch in batches for sample in planned(batch)]
+
+    assert sorted(samples(0, 1)) == sorted(samples(0, 2) + samples(1, 2))
+
+
+def test_a_run_resumed_within_an_epoch_continues_the_same_curve(
+    one_worker: tuple[str, PretrainResult], data: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(one_worker[0], out)
+    for folder in (out / "checkpoints").iterdir():
+        if folder.name != "step_00000002":
+            shutil.rmtree(folder)
+    result = pretrain(CONFIG, data=data, out=str(out), resume=True, progress=False)
+    assert column(str(out), "loss") == column(one_worker[0], "loss")
+    assert result.state.samples_seen == one_worker[1].state.samples_seen
+
+
+def test_a_killed_worker_is_replaced_and_the_curve_is_the_same(
+    one_worker: tuple[str, PretrainResult], data: str, tmp_path: Path
+) -> None:
+    killed: list[int] = []
+
+    def kill(step: int, figures: dict[str, float]) -> None:
+        if step >= 3 and not killed:
+            killed.extend(train_workers())
+            for pid in killed:
+                os.kill(pid, signal.SIGKILL)
+
+    out = str(tmp_path / "run")
+    pretrain(CONFIG, data=data, out=out, progress=False, max_failures=1, on_metrics=kill)
+    assert killed
+    assert column(out, "loss") == column(one_worker[0], "loss")
+
+
+def test_the_users_error_arrives_as_itself(data: str, tmp_path: Path) -> None:
+    broken = tmp_path / "data"
+    shutil.copytree(data, broken)
+    shard = max((broken / "shards").iterdir()) if (broken / "shards").exists() else next(broken.rglob("*.parquet"))
+    content = bytearray(shard.read_bytes())
+    content[100 : len(content) // 2] = bytes(len(content) // 2 - 100)
+    shard.write_bytes(content)
+    with pytest.raises(DataError, match=shard.name):
+        pretrain(CONFIG, data=str(broken), out=str(tmp_path / "run"), progress=False, max_failures=2)
+
+
+def test_more_workers_than_cpus_are_refused(data: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="5 workers take a CPU each"):
+        pretrain(CONFIG, data=data, out=str(tmp_path / "run"), num_workers=5)
+    with pytest.raises(ConfigError, match="need a GPU each"):
+        pretrain(CONFIG, data=data, out=str(tmp_path / "run"), use_gpu=True)
+
+
+def train_workers() -> list[int]:
+    """Return the processes below this one that are Ray Train workers."""
+    parents, names = {}, {}
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            try:
+                parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+                names[int(folder.name)] = (folder / "cmdline").read_text()
+            except OSError:
+                continue
+
+    def is_below(pid: int) -> bool:
+        return pid == os.getpid() or (pid in parents and is_below(parents[pid]))
+
+    return [pid for pid, name in names.items() if "RayTrainWorker" in name and is_below(pid)]
