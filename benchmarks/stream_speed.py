@@ -14,6 +14,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
@@ -141,6 +142,9 @@ def main() -> None:
         write(uri, frames)
         run = {"seed": 0, "global_batch_size": 4}
         report: dict[str, Any] = {
+            "benchmark": "stream_speed",
+            "date": datetime.now(UTC).date().isoformat(),
+            "load_average": round(os.getloadavg()[0], 1),
             "frames": frames,
             "points": COLUMNS * WAYMO_TOP.num_beams,
             "cpus": os.cpu_count(),

@@ -30,7 +30,7 @@ from spot_ray.storage.shards import ShardReader
 if TYPE_CHECKING:
     from ray.data import Dataset as RayDataset
 
-_FRAMES_PER_TASK = 4
+_FRAMES_PER_TASK = 8
 """Enough work to outweigh a task's own cost (10 to 20 ms), little enough to have a first batch soon."""
 
 _MAX_TASKS = 2000
@@ -130,7 +130,7 @@ def stream(
     sequences: Sequence[str] | None = None,
     shuffle: bool = True,
     grid: VoxelGrid | None = None,
-    cpus_per_task: float = 0.5,
+    cpus_per_task: float = 1.0,
     max_tasks: int | None = None,
     prefetch_batches: int = 2,
 ) -> Iterator[Batch]:
