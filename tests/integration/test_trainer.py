@@ -97,9 +97,11 @@ def test_two_workers_see_the_same_samples_and_learn_the_same(
         on_metrics=lambda step, figures: shown.append(step),
     )  # fmt: skip
     assert result.state.samples_seen == one_worker[1].state.samples_seen
-    # Sums in another order are all that differs; it grows with the steps.
-    np.testing.assert_allclose(column(str(tmp_path / "two"), "loss"), column(one_worker[0], "loss"), rtol=2e-3)
-    np.testing.assert_allclose(column(str(tmp_path / "two"), "loss")[0], column(one_worker[0], "loss")[0], rtol=1e-6)
+    # Sums in another order are all that differs: noise of 1e-7 on the gradient grows to 2e-3 within six steps. The
+    # third global batch has two samples, so that the second worker has none of its own.
+    mine, theirs = column(str(tmp_path / "two"), "loss"), column(one_worker[0], "loss")
+    np.testing.assert_allclose(mine[:3], theirs[:3], rtol=1e-5)
+    np.testing.assert_allclose(mine, theirs, rtol=1e-2)
     assert column(str(tmp_path / "two"), "samples") == column(one_worker[0], "samples")
     assert shown == column(one_worker[0], "step")
 
