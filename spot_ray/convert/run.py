@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from spot_ray.convert.source import Source, find_source
 from spot_ray.errors import DataError, InstallError, SpotRayError
 from spot_ray.schema.dataset import DatasetInfo
+from spot_ray.session import ray_session
 from spot_ray.storage.dataset import DatasetWriter
 from spot_ray.storage.sequence import SequenceWriter
 
@@ -119,27 +120,26 @@ def _write_with_ray(
     """Yield sequences and their manifest rows as they are written; when it ends, however it ends, no task runs."""
     import ray
 
-    if not ray.is_initialized():
-        ray.init(log_to_driver=False)
-    limit = num_workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
-    task = ray.remote(write_sequence)
-    shared = ray.put(log)
-    waiting = list(reversed(sequences))
-    running: dict[ray.ObjectRef, str] = {}
-    try:
-        while waiting or running:
-            while waiting and len(running) < limit:
-                sequence_id = waiting.pop()
-                running[task.remote(shared, sequence_id, uri, info)] = sequence_id
-            done, _ = ray.wait(list(running), num_returns=1)
-            rows = ray.get(done[0])
-            yield running.pop(done[0]), rows
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, SpotRayError):
-            raise error.cause from None
-        raise
-    finally:
-        for reference in running:
-            ray.cancel(reference)
-        if running:
-            ray.wait(list(running), num_returns=len(running))
+    with ray_session():
+        limit = num_workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
+        task = ray.remote(write_sequence)
+        shared = ray.put(log)
+        waiting = list(reversed(sequences))
+        running: dict[ray.ObjectRef, str] = {}
+        try:
+            while waiting or running:
+                while waiting and len(running) < limit:
+                    sequence_id = waiting.pop()
+                    running[task.remote(shared, sequence_id, uri, info)] = sequence_id
+                done, _ = ray.wait(list(running), num_returns=1)
+                rows = ray.get(done[0])
+                yield running.pop(done[0]), rows
+        except ray.exceptions.RayTaskError as error:
+            if isinstance(error.cause, SpotRayError):
+                raise error.cause from None
+            raise
+        finally:
+            for reference in running:
+                ray.cancel(reference)
+            if running:
+                ray.wait(list(running), num_returns=len(running))

@@ -18,6 +18,7 @@ from spot_ray.errors import DataError, InstallError, SpotRayError
 from spot_ray.occupancy.config import LabelConfig
 from spot_ray.occupancy.label import SWEEP_COLUMNS, LabelReport, label_sequence
 from spot_ray.schema.occupancy import OccupancyInfo
+from spot_ray.session import quiet_data_context, ray_session
 from spot_ray.storage import uri as uris
 from spot_ray.storage.dataset import Dataset, open_dataset
 from spot_ray.storage.occupancy import (
@@ -73,9 +74,10 @@ def label_dataset(
     dataset = open_dataset(uri)
     sequences = _unlabelled(dataset, name, config, overwrite=overwrite)
     if has_ray and num_workers != 1 and len(sequences) > 1:
-        written = _label_with_ray(dataset.uri, name, sequences, config, num_workers)
-    else:
-        written = ((s, *_label_and_write(dataset, name, s, config)) for s in sequences)
+        with ray_session():
+            written = _label_with_ray(dataset.uri, name, sequences, config, num_workers)
+            return _commit(dataset, name, config, sequences, written, on_sequence)
+    written = ((s, *_label_and_write(dataset, name, s, config)) for s in sequences)
     return _commit(dataset, name, config, sequences, written, on_sequence)
 
 
@@ -124,11 +126,7 @@ def _label_with_ray(
 ) -> Written:
     import ray.data
 
-    if not ray.is_initialized():
-        ray.init(log_to_driver=False)
-    context = ray.data.DataContext.get_current().copy()
-    context.enable_progress_bars = False
-    with ray.data.DataContext.current(context):
+    with quiet_data_context():
         # One block a sequence, so that each is a task of its own and comes back as soon as it is written.
         results = ray.data.from_items([{"sequence_id": s} for s in sequences], override_num_blocks=len(sequences)).map(
             functools.partial(_task, uri=uri, name=name, config=config), num_cpus=1, concurrency=num_workers

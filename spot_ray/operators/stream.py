@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 import math
 import uuid
 from collections.abc import Iterator, Sequence
@@ -23,6 +22,7 @@ from spot_ray.operators.pack import Pack, pack_error, unpack
 from spot_ray.operators.plan import plan_epoch
 from spot_ray.operators.read import ReadFrame, locate, slots
 from spot_ray.schema.occupancy import cell_offset
+from spot_ray.session import quiet_data_context
 from spot_ray.storage.dataset import Dataset, open_dataset
 from spot_ray.storage.occupancy import OccupancySet, open_occupancy
 from spot_ray.storage.shards import ShardReader
@@ -35,9 +35,6 @@ _FRAMES_PER_TASK = 8
 
 _MAX_TASKS = 2000
 """Tasks an epoch: each costs the worker 0.5 ms before the first batch comes, so long epochs get larger tasks."""
-
-_CHATTY = ("ray.data._internal.execution.streaming_executor", "ray.data._internal.progress")
-"""Loggers that tell of every pipeline's start and end: two lines an epoch and worker amid the training's progress."""
 
 
 @dataclass(frozen=True)
@@ -236,14 +233,9 @@ def _prepare(chain: Chain, places: pa.Table, *, cpus_per_task: float, max_tasks:
     """Return the Ray dataset of the packed samples, in the plan's order."""
     import ray.data
 
-    for name in _CHATTY:
-        logging.getLogger(name).setLevel(logging.ERROR)
-    context = ray.data.DataContext.get_current().copy()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    context.execution_options.preserve_order = True
     size = max(_FRAMES_PER_TASK, math.ceil(places.num_rows / _MAX_TASKS))
-    with ray.data.DataContext.current(context):
+    with quiet_data_context() as context:
+        context.execution_options.preserve_order = True
         tasks = ray.data.from_blocks([places.slice(start, size) for start in range(0, places.num_rows, size)])
         return tasks.map_batches(
             functools.partial(_run, chain=chain, token=uuid.uuid4().hex),

@@ -29,7 +29,7 @@ def spot_tiny() -> PretrainConfig:
         recipe="spot-tiny",
         grid=VoxelGrid((-25.6, -25.6, -2.2), (0.4, 0.4, 0.4), (128, 128, 16)),
         model=ModelConfig(
-            voxel=VoxelConfig((-25.6, -25.6, -2.2, 25.6, 25.6, 4.2), (0.2, 0.2, 0.2)),
+            voxel=VoxelConfig((-25.6, -25.6, -2.2, 25.6, 25.6, 4.2), (0.2, 0.2, 0.16)),
             encoder=EncoderConfig(channels=(8, 16, 32, 32), out_channels=32, blocks=1),
             bev=BevConfig(
                 layers=(2, 2), strides=(1, 2), filters=(64, 64), upsample_strides=(1, 2), upsample_filters=(64, 64)

@@ -167,8 +167,8 @@ class Sweep:
                     where=self.name,
                     expected=f"({len(self.xyz)},), one value a point",
                 )
-        bad = ~np.isfinite(self.xyz).all(axis=1)
-        if bad.any():
+        if not np.isfinite(self.xyz).all():
+            bad = ~np.isfinite(self.xyz).all(axis=1)
             raise DataError(
                 f"{int(bad.sum())} of {len(self.xyz)} points have coordinates that are not finite, the first is point "
                 f"{int(np.flatnonzero(bad)[0])}",

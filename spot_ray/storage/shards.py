@@ -82,12 +82,13 @@ class ShardReader:
         """
         try:
             file = self._open(shard)
-            missing = [name for name in columns if name not in file.schema_arrow.names]
+            present = file.schema_arrow.names
+            missing = [name for name in columns if name not in present]
             if missing:
                 raise DataError(
                     f"no column {', '.join(missing)}",
                     where=uris.join(self._uri, shard),
-                    expected=f"one of {', '.join(file.schema_arrow.names)}",
+                    expected=f"one of {', '.join(present)}",
                 )
             return file.read_row_group(row_group, columns=list(columns), use_threads=False)
         except FileNotFoundError:

@@ -35,15 +35,17 @@ def draw_frame(out: str, *, data: str, frame: str, checkpoint: str | None = None
     if checkpoint is not None:
         # Imported here: a picture of the labels alone needs no torch.
         from spot_ray.train.checkpoint import load_model
-        from spot_ray.train.predict import predict_sweep
+        from spot_ray.train.predict import class_table, predict_sweep
 
         loaded = load_model(checkpoint)
-        grid, taxonomy = loaded.grid, loaded.taxonomy
+        grid = loaded.grid
+        to_dataset = class_table(loaded.taxonomy.class_names, taxonomy.class_names, where=f"checkpoint {checkpoint}")
         observed = None
         if label_set is not None and label is not None:
             label = crop_occupancy(label, label_set.info.grid, grid)
             observed = unpack_bits(label.observed, grid.shape)
-        panels.append(Panel("Predicted occupancy", predict_sweep(loaded, sweep, dataset.info), observed))
+        prediction = to_dataset[predict_sweep(loaded, sweep, dataset.info)]
+        panels.append(Panel("Predicted occupancy", prediction, observed))
     elif label_set is not None:
         grid = label_set.info.grid
     if label is not None:

@@ -1,0 +1,71 @@
+"""A running Ray: the cluster that there is, or one on this machine's cores."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ray.data import DataContext
+
+_CHATTY_LOGGERS = ("ray.data._internal.execution.streaming_executor", "ray.data._internal.progress")
+"""Loggers that tell of every pipeline's start and end: two lines an epoch and worker amid the training's progress."""
+
+
+@contextlib.contextmanager
+def ray_session(*, spare_cpus: int = 0) -> Iterator[bool]:
+    """Make sure that Ray runs while the block does.
+
+    A Ray that runs in this process or that `RAY_ADDRESS` names is used; else one is started on this machine, quietly
+    and without a dashboard, and stopped at the end.
+
+    Args:
+        spare_cpus: CPUs that a Ray started here offers beyond the machine's cores. Training workers hold theirs all the
+            time, and what reads for them must never wait for one.
+
+    Yields:
+        Whether a Ray was started on this machine.
+    """
+    import ray
+
+    if ray.is_initialized():
+        yield False
+        return
+    # Ray's coming default, asked for today: a task without GPUs leaves the visible devices alone, without a warning.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    address = os.environ.get("RAY_ADDRESS")
+    if address:
+        ray.init(logging_level="ERROR", log_to_driver=False)
+    else:
+        num_cpus = num_cores() + spare_cpus
+        ray.init("local", num_cpus=num_cpus, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    try:
+        yield not address
+    finally:
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def quiet_data_context() -> Iterator[DataContext]:
+    """Make Ray Data silent about pipelines that are built in the block: no progress bars, no line per execution.
+
+    Yields:
+        The context that they take their options from; changes to it end with the block.
+    """
+    import ray.data
+
+    for name in _CHATTY_LOGGERS:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    context = ray.data.DataContext.get_current().copy()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    with ray.data.DataContext.current(context):
+        yield context
+
+
+def num_cores() -> int:
+    """Return the number of CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0))
