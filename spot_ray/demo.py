@@ -15,6 +15,7 @@ from pathlib import Path
 from spot_ray.config.load import to_json
 from spot_ray.occupancy.config import LabelConfig
 from spot_ray.recipes.pretraining import pretraining_recipe
+from spot_ray.session import ray_session
 from spot_ray.storage.dataset import open_dataset
 from spot_ray.synthetic.run import synthesize
 
@@ -39,7 +40,8 @@ def run_demo(out: str, *, until_picture: bool = False, started: float | None = N
     if until_picture:
         return
     began = time.time()
-    report = _rest(folder)
+    with ray_session(spare_cpus=1):  # one Ray for all steps
+        report = _rest(folder)
     seconds = time.time() - began
     report |= {"seconds": round(seconds, 1), "first_picture_seconds": first_seconds}
     (folder / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+# Before torch is imported: spinning threads starve the processes that tests start beside them.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 Row = dict[str, Any]
 QUARTER_LEFT = [0.5**0.5, 0.0, 0.0, 0.5**0.5]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from torch import nn
 from spot_ray.errors import ConfigError, SpotRayError
 from spot_ray.operators.batch import Batch
 from spot_ray.operators.stream import stream
+from spot_ray.session import num_cores, ray_session
 from spot_ray.storage import uri as uris
 from spot_ray.train.config import PretrainConfig
 from spot_ray.train.loop import RunState
@@ -113,7 +113,7 @@ def pretrain(
     if num_workers < 1:
         raise ConfigError(f"num_workers is {num_workers}", expected="at least 1")
     run, report = prepare_run(config, data=data, out=out, sequences=sequences, init=init, resume=resume)
-    with _ray_running(num_workers) as started_here, contextlib.ExitStack() as stack:
+    with ray_session(spare_cpus=num_workers) as started_here, contextlib.ExitStack() as stack:
         gpu = _choose_gpu(use_gpu, num_workers)
         _check_cpus(num_workers)
         display = stack.enter_context(ProgressDisplay(run.total_steps)) if progress else None
@@ -173,7 +173,7 @@ def _work(options: dict[str, Any]) -> dict[str, Any]:
     device = ray.train.torch.get_device()
     if device.type == "cpu":
         # Ray sets OMP_NUM_THREADS to the CPUs that a worker asks for, which is one.
-        torch.set_num_threads(max(1, _num_cores() // context.get_local_world_size()))
+        torch.set_num_threads(max(1, num_cores() // context.get_local_world_size()))
 
     def batches(epoch: int, start_step: int) -> Iterable[Batch]:
         return stream(
@@ -218,27 +218,6 @@ def _distribute(model: nn.Module) -> nn.Module:
     # Without device ids DDP leaves inputs where they are: the affine of the augmentation belongs on the CPU.
     kwargs = {"device_ids": None, "output_device": None}
     return ray.train.torch.prepare_model(model, parallel_strategy_kwargs=kwargs)
-
-
-@contextlib.contextmanager
-def _ray_running(num_workers: int) -> Iterator[bool]:
-    """Make sure that Ray runs; yields whether it was started here, and stops it then."""
-    if ray.is_initialized():
-        yield False
-        return
-    # Ray's coming default, asked for today: a task without GPUs leaves the visible devices alone, without a warning.
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    address = os.environ.get("RAY_ADDRESS")
-    if address:
-        ray.init(logging_level="ERROR", log_to_driver=False)
-    else:
-        # More CPUs than there are: the workers hold theirs all the time, and reading must never wait for them.
-        num_cpus = _num_cores() + num_workers
-        ray.init("local", num_cpus=num_cpus, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
-    try:
-        yield not address
-    finally:
-        ray.shutdown()
 
 
 @contextlib.contextmanager
@@ -296,8 +275,3 @@ def _check_cpus(num_workers: int) -> None:
             expected=f"at least {num_workers + 1}: reading needs one",
             remedy="start Ray with more CPUs, or let pretrain() start it",
         )
-
-
-def _num_cores() -> int:
-    """Return how many CPUs this process may use; a container may have fewer than its machine."""
-    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
