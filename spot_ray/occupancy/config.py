@@ -14,6 +14,8 @@ class LabelConfig:
 
     Args:
         grid: The voxel grid, in the ego frame of every frame.
+        align_heights: Correct the height of the poses by the ground that neighbouring sweeps share; see
+            :mod:`spot_ray.occupancy.heights`.
         cell_m: Edge of the cells on which aggregated points are merged to one (their mean), metres. It bounds memory: a
             place that 200 sweeps saw costs no more than one that 10 sweeps saw.
         knn_neighbours: Labelled neighbours that vote on an unlabelled point's class.
@@ -30,6 +32,7 @@ class LabelConfig:
     """
 
     grid: VoxelGrid = field(default_factory=VoxelGrid)
+    align_heights: bool = True
     cell_m: float = 0.1
     knn_neighbours: int = 5
     knn_radius_m: float = 0.5

@@ -16,6 +16,7 @@ from spot_ray.geometry.grid import pack_bits
 from spot_ray.occupancy.aggregate import PointParts, aggregate_objects, aggregate_static, place_objects, split_points
 from spot_ray.occupancy.cloud import Cloud, CloudBuilder
 from spot_ray.occupancy.config import LabelConfig
+from spot_ray.occupancy.heights import align_heights
 from spot_ray.occupancy.propagate import propagate_labels
 from spot_ray.occupancy.tracks import Tracks, find_tracks
 from spot_ray.occupancy.visibility import PassedSpace, passed_by_sweep, ray_origins, voxels_in_boxes
@@ -159,9 +160,11 @@ def _label_together(
 def _aggregate(
     sweeps: Sequence[Sweep], world_SE3_ego: Sequence[npt.NDArray[np.float64]], info: DatasetInfo, config: LabelConfig
 ) -> Scene:
+    lookup, ground = info.taxonomy.lookup(), _by_class(info, "ground")
+    if config.align_heights:
+        world_SE3_ego = align_heights(sweeps, world_SE3_ego, lookup, ground)
     seq_SE3_world = se3.invert(world_SE3_ego[0])
     seq_SE3_ego = [seq_SE3_world @ pose for pose in world_SE3_ego]
-    lookup, ground = info.taxonomy.lookup(), _by_class(info, "ground")
     tracks = find_tracks(sweeps, seq_SE3_ego, lookup, moving_m=config.moving_m)
     parts = [
         split_points(sweep, objects, lookup, ground, box_margin_m=config.box_margin_m, ego_body_m=config.ego_body_m)

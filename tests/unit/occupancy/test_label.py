@@ -26,12 +26,12 @@ VEHICLE, BUILDING, ROAD, VEGETATION = (PAPER_TAXONOMY.id_of(n) for n in ("vehicl
 UNLABELLED = 65535
 
 
-def sweep(points, labels=None, *, x=0.0, frame=0, boxes=None, tracks=None, pose=True, **columns):
-    """A sweep of an ego at (x, 0, 0), with boxes of vehicles; all in its ego frame."""
+def sweep(points, labels=None, *, x=0.0, frame=0, boxes=None, tracks=None, box_class=VEHICLE, pose=True, **columns):
+    """A sweep of an ego at (x, 0, 0), with boxes of one class; all in its ego frame."""
     if boxes is not None:
         boxes = np.array(boxes, np.float32).reshape(-1, 7)
         names = tracks if tracks is not None else [f"car-{m}" for m in range(len(boxes))]
-        boxes = Boxes(boxes, np.full(len(boxes), VEHICLE, np.uint16), track_id=names)
+        boxes = Boxes(boxes, np.full(len(boxes), box_class, np.uint16), track_id=names)
     return Sweep(
         "log",
         f"{frame:03d}",
@@ -125,6 +125,17 @@ def test_a_moving_object_is_whole_in_every_frame_and_leaves_no_trail():
         assert cars == {np.floor((places[i] + side) / 0.5) * 0.5 + 0.25 for side in (-0.3, 0.0, 0.3)}
     assert at(labels[0], 4.25) == 0, "the space that the car enters later was seen empty before, by a later ray"
     assert at(labels[2], 2.25) == 0, "where it was at first is empty in the last frame"
+
+
+def test_nor_does_an_object_whose_class_usually_stands():
+    places = (2.25, 4.25, 6.25)
+    trolley = PAPER_TAXONOMY.id_of("general object")
+    sweeps = [
+        sweep([[x, 0.05, 1.05]], [trolley], frame=i, boxes=[[x, 0, 1, *CAR]], tracks=["trolley"], box_class=trolley)
+        for i, x in enumerate(places)
+    ]
+    for dense, place in zip(label(*sweeps)[0], places, strict=True):
+        assert GRID.centers(np.flatnonzero(dense == trolley))[:, 0].tolist() == [place]
 
 
 def test_rays_of_other_frames_do_not_empty_the_place_where_a_moving_object_is_now():
@@ -265,6 +276,19 @@ def test_rays_start_where_the_lidar_had_driven_to_when_it_fired():
     (labels,), _, _ = label(frame)
     assert (at(labels, 1.7), at(labels, 2.2)) == (255, 0), "fired at the end: from x = 2"
     assert at(labels, 1.2, -0.1) == 0, "fired halfway: from x = 1"
+
+
+def test_every_point_of_a_frame_lies_in_an_occupied_voxel_of_it():
+    # The voxels' faces cut the cells on which points are merged, so that means of points lie across a face from some.
+    grid = VoxelGrid((0.03, -1.97, 0.03), (0.5, 0.5, 0.5), (15, 7, 3))
+    rng = np.random.default_rng(0)
+    sweeps = [
+        sweep(rng.uniform([2, -1.5, 0.2], [5, 1.4, 1.4], (400, 3)), np.full(400, BUILDING), frame=i) for i in (0, 1)
+    ]
+    config = LabelConfig(grid=grid, cell_m=0.3, ego_body_m=CONFIG.ego_body_m)
+    for seen, frame in zip(sweeps, label_sequence(sweeps, info=INFO, config=config)[0], strict=True):
+        assert set(grid.linear(grid.voxel_of(seen.xyz)[0])) <= set(frame.index)
+        assert (np.diff(frame.index) > 0).all()
 
 
 def test_labels_do_not_depend_on_where_in_the_world_the_log_was_taken():
