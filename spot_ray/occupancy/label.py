@@ -1,4 +1,4 @@
-"""Occupancy labels of one sequence: aggregate, propagate labels, voxelise, find what was observed.
+"""Occupancy labels of one sequence: align heights, aggregate, propagate labels, voxelise, find what was seen.
 
 The steps are Occ3D's, as far as they are known (REFERENCE; its code was not released), without its mesh reconstruction.
 """
