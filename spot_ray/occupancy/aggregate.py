@@ -44,7 +44,8 @@ def split_points(
     """Tell the points of objects from the rest.
 
     A point in an enlarged box belongs to its object, unless the source labels it as ground: the ground does not drive
-    along with a car. A box is not enlarged downwards, since unlabelled ground lies there.
+    along with a car. A box is not enlarged downwards, since unlabelled ground lies there. What lies in the vehicle's own
+    body and has no class and no box is a return from it.
 
     Args:
         sweep: The sweep.
@@ -69,8 +70,8 @@ def split_points(
     from_box = (box >= 0) & (label == IGNORE)
     label[from_box] = objects.label[box[from_box]]
     low, high = np.array(ego_body_m[:3]), np.array(ego_body_m[3:])
-    on_ego = np.all((sweep.xyz >= low) & (sweep.xyz <= high), axis=1)
-    return PointParts(label, np.where(on_ego, np.int32(-1), box), on_ego)
+    on_ego = np.all((sweep.xyz >= low) & (sweep.xyz <= high), axis=1) & (label == IGNORE) & (box < 0)
+    return PointParts(label, box, on_ego)
 
 
 def aggregate_static(

@@ -27,8 +27,8 @@ class LabelConfig:
             part) to 1. Rays that graze a voxel's corner leave room for a surface: on synthetic drives (32 beams, 20
             sweeps) 4.8 % of the voxels labelled empty hold something at 0 and 2.8 % at 0.75, for 30 % less space that
             counts as observed.
-        ego_body_m: Box around the vehicle itself: x, y, z lower, then upper corner, ego frame, metres. Points in it are
-            returns from its own body: they would leave a trail along its path.
+        ego_body_m: Box around the vehicle itself: x, y, z lower, then upper corner, ego frame, metres. Points in it
+            that have no class and lie in no box are returns from its own body: they would leave a trail along its path.
     """
 
     grid: VoxelGrid = field(default_factory=VoxelGrid)

@@ -1,0 +1,93 @@
+"""The command line as a stranger meets it: quick help, clear refusals, exit status 2."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from spot_ray.cli import main
+
+VERBS = ("synthesize", "convert", "label", "inspect", "pretrain", "evaluate", "view", "doctor", "demo")
+HEAVY = ("torch", "ray", "spconv", "numba", "matplotlib", "pyarrow")
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_help_opens_with_a_worked_example(verb: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([verb, "--help"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out.startswith(f"example:\n  spot-ray {verb}")
+
+
+def test_help_and_import_load_nothing_heavy() -> None:
+    code = (
+        "import sys, spot_ray, spot_ray.cli\n"
+        "try: spot_ray.cli.main(['pretrain', '--help'])\n"
+        "except SystemExit: pass\n"
+        f"print([name for name in {HEAVY} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_writing_a_log_needs_neither_torch_nor_ray() -> None:
+    code = (
+        "import sys, spot_ray\n"
+        "spot_ray.DatasetWriter, spot_ray.Sweep, spot_ray.open_dataset\n"
+        "print([name for name in ('torch', 'ray', 'spconv', 'pydantic', 'scipy', 'numba') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["inspect", "{here}/nowhere"], "no such folder"),
+        (["inspect", "{here}"], "has no dataset.json"),
+        (["label", "--data", "{here}"], "has no dataset.json"),
+        (["pretrain", "spot-tny", "--data", "{here}", "--out", "{here}/run"], "did you mean 'spot-tiny'?"),
+        (["pretrain", "spot-tiny", "--data", "{here}", "--out", "{here}/run"], "has no dataset.json"),
+        (["pretrain", "spot-tiny", "--out", "{here}/run"], "--data is missing"),
+        (["evaluate", "--checkpoint", "{here}/none", "--data", "{here}"], "has no dataset.json"),
+        (["synthesize", "--out", "{here}/x", "--preset", "weymo"], "did you mean 'waymo'?"),
+        (["convert", "nuscene", "--source", "{here}", "--out", "{here}/x"], "did you mean 'nuscenes'?"),
+        (["convert", "nuscenes", "--source", "{here}/none", "--out", "{here}/x"], "{here}/none"),
+        (["view", "--data", "{here}", "--frame", "a/b", "--out", "{here}/x.png"], "has no dataset.json"),
+    ],
+)
+def test_a_mistake_is_told_in_one_message_with_status_2(
+    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status = main([a.replace("{here}", str(tmp_path)) for a in arguments])
+    told = capsys.readouterr().err
+    assert status == 2
+    assert message.replace("{here}", str(tmp_path)) in told
+    assert told.startswith(f"spot-ray {arguments[0]}: ")
+    assert "Traceback" not in told
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["label"], ["lable", "--data", "x"], ["inspect", "x", "--jsn"], ["pretrain", "spot-tiny", "--train.epoch", "3"]],
+)
+def test_a_wrong_flag_stops_with_status_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        main([*arguments, *(["--print-config"] if arguments[0] == "pretrain" else [])])
+    assert stop.value.code == 2
+    assert capsys.readouterr().err or arguments[0] == "pretrain"
+
+
+def test_any_field_of_a_recipe_can_be_set(capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--train.epochs", "7", "--loss.lovasz-weight", "0.5", "--data.features", "x", "y", "z"]
+    assert main(["pretrain", "spot-tiny", "--print-config", *flags]) == 0
+    config = json.loads(capsys.readouterr().out)
+    assert config["train"]["epochs"] == 7
+    assert config["loss"]["lovasz_weight"] == 0.5
+    assert config["data"]["features"] == ["x", "y", "z"]
+    assert config["optimiser"]["clip_norm"] == 10.0
