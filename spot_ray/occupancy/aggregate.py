@@ -44,8 +44,8 @@ def split_points(
     """Tell the points of objects from the rest.
 
     A point in an enlarged box belongs to its object, unless the source labels it as ground: the ground does not drive
-    along with a car. A box is not enlarged downwards, since unlabelled ground lies there. What lies in the vehicle's own
-    body and has no class and no box is a return from it.
+    along with a car. A box is not enlarged downwards, since unlabelled ground lies there. What lies in the
+    vehicle's own body and has no class and no box is a return from it.
 
     Args:
         sweep: The sweep.
