@@ -49,7 +49,8 @@ def predict_frames(
         batch_size: Sweeps that are computed at once; each takes 4 · (N + 1) bytes a voxel for its logits.
 
     Yields:
-        (nx, ny, nz) uint8 of each sweep in order, in the ego frame: each voxel's most likely value, 0 (empty) to N.
+        (nx, ny, nz) uint8 of each sweep in order, in the ego frame: each voxel's most likely value, 0 (empty) to N. A
+        class that the training data could not label, and whose output was never trained, is not among them.
 
     Raises:
         ConfigError: If the dataset lacks an input feature of the network.
@@ -59,13 +60,15 @@ def predict_frames(
         raise ValueError(f"batch_size is {batch_size}")
     check_features(loaded.features, info)
     device = next(loaded.model.parameters()).device
+    labelled = loaded.taxonomy.mask("labelled")
+    untrained = torch.from_numpy(np.flatnonzero(~labelled)[1:]).to(device)  # empty, the first, always is
     remaining = iter(sweeps)
     while batch := list(islice(remaining, batch_size)):
         clouds = [point_features(sweep, loaded.features, info.rig) for sweep in batch]
         points = torch.from_numpy(np.concatenate(clouds)).to(device)
         offsets = torch.from_numpy(np.cumsum([0, *map(len, clouds)], dtype=np.int64)).to(device)
         with torch.inference_mode():
-            logits = loaded.model(points, offsets)
+            logits = loaded.model(points, offsets).index_fill(1, untrained, -torch.inf)
             values = logits.argmax(dim=1).to(torch.uint8).cpu().numpy()
         for value in values:
             yield np.ascontiguousarray(to_network_order(value), dtype=np.uint8)

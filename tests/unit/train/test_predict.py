@@ -121,3 +121,18 @@ def test_classes_are_matched_by_name() -> None:
     assert table[[0, 1, 2, 255]].tolist() == [0, 3, 1, 255]
     with pytest.raises(DataError, match="class 'c' has no counterpart"):
         class_table(("a", "c"), ("a", "b"), where="here")
+
+
+def test_a_class_that_could_not_be_learned_is_never_predicted(toy: ModuleType) -> None:
+    info = DatasetInfo("d", (LIDAR,), toy.TAXONOMY)
+    trained = loaded(toy, PointsAsVoxels(toy.GRID, 3))
+    road_unknown = dataclasses.replace(
+        toy.TAXONOMY,
+        classes=tuple(dataclasses.replace(c, labelled=c.name != "road") for c in toy.TAXONOMY.classes),
+    )
+    untrained = dataclasses.replace(
+        trained, description=dataclasses.replace(trained.description, taxonomy=road_unknown)
+    )
+    points = sweep([(0.1, 0.1, 0.1), (4.1, 0.1, 0.1)], [2.0, 3.0])
+    assert set(np.unique(predict_sweep(trained, points, info))) == {0, 2, 3}
+    assert set(np.unique(predict_sweep(untrained, points, info))) == {0, 3}
