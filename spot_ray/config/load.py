@@ -7,14 +7,22 @@ import difflib
 import json
 from typing import Any, TypeVar
 
+import numpy as np
+
 from spot_ray.errors import ConfigError
 
 T = TypeVar("T")
 
 
 def to_json(config: Any, *, indent: int | None = 2) -> str:
-    """Return a dataclass instance as JSON text that :func:`from_json` reads back to an equal instance."""
-    return json.dumps(dataclasses.asdict(config), indent=indent) + ("\n" if indent else "")
+    """Return a dataclass instance as JSON text that :func:`from_json` reads back to an equal instance.
+
+    NumPy scalars, which calibrations are full of, become plain numbers.
+
+    Raises:
+        TypeError: If a value has no form in JSON.
+    """
+    return json.dumps(dataclasses.asdict(config), indent=indent, default=_plain) + ("\n" if indent else "")
 
 
 def from_json(cls: type[T], text: str | bytes, *, where: str) -> T:
@@ -78,6 +86,12 @@ def _keys_beside(cls: type, location: tuple[str | int, ...]) -> list[str]:
             (t for t in (hints[part], *typing.get_args(hints[part])) if dataclasses.is_dataclass(t)), hints[part]
         )
     return [field.name for field in dataclasses.fields(current)] if dataclasses.is_dataclass(current) else []
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{value!r} has no form in JSON")
 
 
 def _shorten(value: object) -> str:

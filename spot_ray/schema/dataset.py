@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from spot_ray.errors import DataError
 from spot_ray.schema.sensors import LidarSpec
 from spot_ray.schema.taxonomy import Taxonomy
@@ -18,10 +20,24 @@ class ExtraColumn:
     Args:
         dtype: NumPy dtype name, e.g. `float32`.
         unit: Its unit, e.g. `m/s`.
+
+    Raises:
+        DataError: If the dtype is not one of numbers.
     """
 
     dtype: str
     unit: str
+
+    def __post_init__(self) -> None:
+        """Check the dtype."""
+        try:
+            known = np.dtype(self.dtype).kind in "iufb"
+        except TypeError:
+            known = False
+        if not known:
+            raise DataError(
+                f"{self.dtype!r} is no dtype of numbers", where="an extra column", expected="float32, int16, …"
+            )
 
 
 @dataclass(frozen=True)

@@ -127,8 +127,8 @@ class Sweep:
         calibration: The source's camera calibration and image sizes as JSON text, or None.
 
     Raises:
-        DataError: If the columns disagree in length, a coordinate is not finite, there are no points, or a pose is not
-            rigid.
+        DataError: If an id is empty, the columns disagree in length, a coordinate is not finite, there are no points,
+            or a pose is not rigid.
     """
 
     sequence_id: str
@@ -155,6 +155,10 @@ class Sweep:
 
     def __post_init__(self) -> None:
         """Check what every later stage relies on."""
+        if not all(name and "\0" not in name for name in (self.sequence_id, self.frame_id)):
+            raise DataError(
+                f"the ids are {self.sequence_id!r} and {self.frame_id!r}", expected="not empty, no zero character"
+            )
         if self.xyz.ndim != 2 or self.xyz.shape[1] != 3:
             raise DataError(f"xyz has the shape {self.xyz.shape}", where=self.name, expected="(N, 3)")
         if not len(self.xyz):

@@ -5,7 +5,7 @@ Point columns are planar little-endian blobs, one binary value a frame: lists wo
 take the narrowest width that holds the frame's values; `intensity` and `elongation` are uint8 where they are whole
 numbers from 0 to 255, else float16 (relative error ≤ 4.9e-4), else float32. Coordinates are three planes, x then y
 then z, in steps of `xyz_scale_m` as int16 or int32, whichever the frame's range needs (error ≤ 2.5 mm, nothing
-clipped), or float32 where `xyz_scale_m` is 0.
+clipped), or float32 where `xyz_scale_m` is 0: in lossless datasets, and in frames that reach beyond int32.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from spot_ray.errors import DataError
 from spot_ray.schema.dataset import DatasetInfo
 from spot_ray.schema.occupancy import Occupancy
 from spot_ray.schema.sweep import BOX_COLUMNS, POINT_DTYPES, Boxes, Sweep
+from spot_ray.schema.taxonomy import UNLABELLED_SOURCE
 
 XYZ_STEP_M = 0.005
 EXTRA = "extra."
@@ -91,10 +92,18 @@ def encode_sweep(sweep: Sweep, info: DatasetInfo) -> dict[str, Any]:
         "num_points": len(sweep),
         "class_point_counts": None
         if sweep.point_source_class is None
-        else _count(sweep.point_source_class, info, f"points of {sweep.name}"),
+        else _count(
+            exactly(sweep.point_source_class, np.uint16, "point_source_class", sweep.name),
+            info,
+            f"points of {sweep.name}",
+        ),
         "class_box_counts": None
         if sweep.boxes is None
-        else _count(sweep.boxes.source_class, info, f"boxes of {sweep.name}"),
+        else _count(
+            exactly(sweep.boxes.source_class, np.uint16, "source_class of the boxes", sweep.name),
+            info,
+            f"boxes of {sweep.name}",
+        ),
         "motion_compensated": sweep.motion_compensated,
         "sweep_pose_time_offset_ns": sweep.sweep_pose_time_offset_ns,
         "sweep_poses": None if sweep.sweep_poses is None else sweep.sweep_poses.astype(np.float64).reshape(-1),
@@ -102,13 +111,13 @@ def encode_sweep(sweep: Sweep, info: DatasetInfo) -> dict[str, Any]:
         "xyz_scale_m": scale,
         "xyz": xyz,
         "ignore_regions": None if sweep.ignore_regions is None else sweep.ignore_regions.astype(np.float32).reshape(-1),
-        **_encode_boxes(sweep.boxes),
+        **_encode_boxes(sweep.boxes, sweep.name),
     }
     for name, dtype in POINT_DTYPES.items():
         values = getattr(sweep, name)
-        row[name] = None if values is None else _encode_values(values.astype(dtype, copy=False), info.lossless)
+        row[name] = None if values is None else _encode_values(exactly(values, dtype, name, sweep.name), info.lossless)
     for name, column in info.extra.items():
-        row[EXTRA + name] = sweep.extra[name].astype(column.dtype, copy=False).tobytes()
+        row[EXTRA + name] = exactly(sweep.extra[name], column.dtype, EXTRA + name, sweep.name).tobytes()
     return row
 
 
@@ -181,12 +190,38 @@ def decode_occupancy(table: pa.Table, row: int) -> Occupancy:
     )
 
 
+def exactly(values: npt.NDArray[Any], dtype: npt.DTypeLike, column: str, where: str) -> npt.NDArray[Any]:
+    """Return values in another dtype, which must hold them: whole numbers exactly, others without overflow.
+
+    Raises:
+        DataError: If it does not; a plain cast would wrap or cut them in silence.
+    """
+    target = np.dtype(dtype)
+    if values.dtype == target:
+        return values
+    with np.errstate(invalid="ignore", over="ignore"):
+        cast = values.astype(target)
+    wrong = np.isfinite(cast) != np.isfinite(values) if target.kind == "f" else cast != values
+    if wrong.any():
+        raise DataError(
+            f"{column} holds {values[wrong].reshape(-1)[0]}, which {target} cannot hold",
+            where=where,
+            expected=f"{target} values",
+            remedy="map the values into that range before writing"
+            + (f"; {UNLABELLED_SOURCE} is unlabelled" if "source_class" in column else ""),
+        )
+    return cast
+
+
 def _encode_xyz(xyz: npt.NDArray[np.float32], *, lossless: bool) -> tuple[float, bytes]:
     planes = np.ascontiguousarray(xyz.T)
     if lossless:
         return 0.0, planes.astype("<f4").tobytes()
     steps = np.rint(planes / np.float64(XYZ_STEP_M))
-    width = "<i2" if np.abs(steps).max() <= np.iinfo(np.int16).max else "<i4"
+    most = np.abs(steps).max()
+    if most > np.iinfo(np.int32).max:
+        return 0.0, planes.astype("<f4").tobytes()
+    width = "<i2" if most <= np.iinfo(np.int16).max else "<i4"
     return XYZ_STEP_M, steps.astype(width).tobytes()
 
 
@@ -231,8 +266,6 @@ def _decode_values(scalar: pa.Scalar, dtype: npt.DTypeLike, count: int, where: s
 
 
 def _count(source_class: npt.NDArray[np.uint16], info: DatasetInfo, where: str) -> list[int]:
-    from spot_ray.schema.taxonomy import UNLABELLED_SOURCE
-
     counts = np.bincount(source_class, minlength=65536)
     ids = [source.id for source in info.taxonomy.sources]
     known = counts[ids].sum() + counts[UNLABELLED_SOURCE]
@@ -248,7 +281,7 @@ def _count(source_class: npt.NDArray[np.uint16], info: DatasetInfo, where: str) 
     return [int(counts[i]) for i in ids]
 
 
-def _encode_boxes(boxes: Boxes | None) -> dict[str, Any]:
+def _encode_boxes(boxes: Boxes | None, where: str) -> dict[str, Any]:
     if boxes is None:
         return dict.fromkeys(BOX_COLUMN_NAMES[:-1])
     row: dict[str, Any] = {
@@ -259,7 +292,7 @@ def _encode_boxes(boxes: Boxes | None) -> dict[str, Any]:
     }
     for name, (dtype, _) in BOX_COLUMNS.items():
         values = getattr(boxes, name)
-        row[f"box_{name}"] = None if values is None else values.astype(dtype).reshape(-1)
+        row[f"box_{name}"] = None if values is None else exactly(values, dtype, f"box_{name}", where).reshape(-1)
     return row
 
 

@@ -66,6 +66,8 @@ class DatasetWriter:
             licence=licence,
             provenance=provenance,
         )
+        # Made now: what cannot be written should fail before the first sweep.
+        self._description = to_json(self.info).encode()
         self._is_new = not uris.exists(uris.join(self.uri, "dataset.json"))
         self._done: set[str] = set()
         if self._is_new:
@@ -80,7 +82,7 @@ class DatasetWriter:
             existing = open_dataset(self.uri)
             if existing.info != self.info:
                 raise DataError(
-                    "the folder holds a dataset with another name, rig, taxonomy, columns or codec",
+                    "the folder holds a dataset that is described otherwise (name, rig, taxonomy, columns, codec, source)",
                     where=self.uri,
                     remedy="write into another folder, or give the same as its dataset.json",
                 )
@@ -138,7 +140,7 @@ class DatasetWriter:
         if not rows.num_rows:
             raise DataError("no sweep was written", where=self.uri, remedy="add at least one")
         if self._is_new:
-            uris.write_bytes(uris.join(self.uri, "dataset.json"), to_json(self.info).encode())
+            uris.write_bytes(uris.join(self.uri, "dataset.json"), self._description)
         manifest.append_part(uris.join(self.uri, "manifest"), rows)
 
     def _finish_sequence(self) -> None:
@@ -233,16 +235,28 @@ class Dataset:
         Raises:
             DataError: If there is no such frame.
         """
-        sequence_id, _, frame_id = name.rpartition("/")
-        if not sequence_id:
+        parts = name.split("/")
+        # Both ids may hold slashes themselves.
+        splits = [("/".join(parts[:k]), "/".join(parts[k:])) for k in range(len(parts) - 1, 0, -1)]
+        if not splits:
             raise DataError(f"{name!r} names no frame", where=self.uri, expected="SEQUENCE/FRAME")
-        frames = self.frames_of(sequence_id)
+        known = [split for split in splits if split[0] in self._ranges]
+        for sequence_id, frame_id in known:
+            ids = self._frame_ids(sequence_id)
+            if frame_id in ids:
+                return self._ranges[sequence_id].start + ids.index(frame_id)
+        sequence_id, frame_id = (known or splits)[0]
+        self.frames_of(sequence_id)
+        raise DataError(
+            f"sequence {sequence_id!r} has no frame {frame_id!r}",
+            where=self.uri,
+            remedy=suggestion(frame_id, self._frame_ids(sequence_id)),
+        )
+
+    def _frame_ids(self, sequence_id: str) -> list[str]:
+        frames = self._ranges[sequence_id]
         ids: list[str] = self.manifest.column("frame_id").slice(frames.start, len(frames)).to_pylist()
-        if frame_id not in ids:
-            raise DataError(
-                f"sequence {sequence_id!r} has no frame {frame_id!r}", where=self.uri, remedy=suggestion(frame_id, ids)
-            )
-        return frames.start + ids.index(frame_id)
+        return ids
 
     def pin(self, snapshot: str) -> None:
         """Give the frames that are listed now a name: `open_dataset(uri, snapshot=NAME)` returns just these."""

@@ -50,18 +50,24 @@ def commit_occupancy(uri: str, info: OccupancyInfo, rows: Sequence[pa.Table]) ->
     Raises:
         DataError: If the set exists with another grid or other classes.
     """
+    _check_existing(uri, info)
     folder = label_set_uri(uri, info.name)
-    where = uris.join(folder, "info.json")
-    if uris.exists(where):
-        existing = from_json(OccupancyInfo, uris.read_bytes(where), where=where)
-        if (existing.grid, existing.class_names) != (info.grid, info.class_names):
-            raise DataError(
-                f"label set {info.name!r} exists with another grid or other classes",
-                where=folder,
-                remedy="choose another name",
-            )
-    uris.write_bytes(where, to_json(info).encode())
-    manifest.append_part(uris.join(folder, "manifest"), pa.concat_tables(rows))
+    uris.write_bytes(uris.join(folder, "info.json"), to_json(info).encode())
+    manifest.append_part(uris.join(folder, "manifest"), pa.concat_tables([OCCUPANCY_MANIFEST.empty_table(), *rows]))
+
+
+def _check_existing(uri: str, info: OccupancyInfo) -> set[str]:
+    """Return the sequences that a label set of this name holds already, none if there is no such set."""
+    if info.name not in list_label_sets(uri):
+        return set()
+    existing = open_occupancy(uri, info.name)
+    if (existing.info.grid, existing.info.class_names) != (info.grid, info.class_names):
+        raise DataError(
+            f"label set {info.name!r} exists with another grid or other classes",
+            where=label_set_uri(uri, info.name),
+            remedy="choose another name",
+        )
+    return set(existing.manifest.column("sequence_id").to_pylist())
 
 
 class OccupancyWriter:
@@ -70,15 +76,31 @@ class OccupancyWriter:
     Args:
         uri: The dataset.
         info: The label set.
+
+    Raises:
+        DataError: If the set exists with another grid or other classes.
     """
 
     def __init__(self, uri: str, info: OccupancyInfo) -> None:
         self._uri = uri
         self._info = info
+        self._done = _check_existing(uri, info)
         self._rows: list[pa.Table] = []
 
     def add_sequence(self, sequence_id: str, frames: Sequence[Occupancy]) -> None:
-        """Write one sequence's labels, in time order."""
+        """Write one sequence's labels, in time order.
+
+        Raises:
+            DataError: If the set has labels of the sequence already.
+        """
+        if sequence_id in self._done:
+            raise DataError(
+                f"sequence {sequence_id!r} has labels {self._info.name!r} already",
+                where=label_set_uri(self._uri, self._info.name),
+                expected="each sequence once",
+                remedy="choose another name",
+            )
+        self._done.add(sequence_id)
         self._rows.append(write_occupancy_shard(self._uri, self._info.name, sequence_id, frames))
 
     def __enter__(self) -> OccupancyWriter:
@@ -89,11 +111,24 @@ class OccupancyWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Make the labels visible, or remove them if the block failed."""
-        if error is None:
-            commit_occupancy(self._uri, self._info, self._rows)
+        try:
+            if error is None:
+                commit_occupancy(self._uri, self._info, self._rows)
+        except BaseException:
+            self._remove()
+            raise
+        if error is not None:
+            self._remove()
+
+    def _remove(self) -> None:
+        root = uris.absolute(self._uri)
+        if self._info.name not in list_label_sets(root):
+            uris.remove_tree(label_set_uri(root, self._info.name))
+            if not uris.list_dir(uris.join(root, "occupancy")):
+                uris.remove_tree(uris.join(root, "occupancy"))
             return
         shards = {name for rows in self._rows for name in rows.column("shard").to_pylist()}
-        uris.remove_files(uris.join(uris.absolute(self._uri), shard) for shard in shards)
+        uris.remove_files(uris.join(root, shard) for shard in shards)
 
 
 class OccupancySet:

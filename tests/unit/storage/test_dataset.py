@@ -229,3 +229,81 @@ def test_own_columns_pass_through(tmp_path: Path) -> None:
 def test_a_broken_sweep_says_what_is_broken(change: dict[str, object], message: str) -> None:
     with pytest.raises(DataError, match=message):
         make_sweep(**change)
+
+
+def test_ids_may_hold_anything_but_zero_characters(tmp_path: Path) -> None:
+    names = [("a", "b/c"), ("a/b", "d"), ("a%2Fb", "é"), (".hidden", "0"), ("ü ?#*", "0"), ("a.0001", "0")]
+    with writer(tmp_path / "data") as w:
+        for sequence, name in names:
+            w.add(make_sweep(0, sequence, frame_id=name, num_points=3))
+    data = open_dataset(str(tmp_path / "data"))
+    for sequence, name in names:
+        found = data[data.index_of(f"{sequence}/{name}")]
+        assert (found.sequence_id, found.frame_id) == (sequence, name)
+    with pytest.raises(DataError, match="no frame 'x'"):
+        data.index_of("a/b/x")
+    for ids in ({"sequence_id": ""}, {"frame_id": ""}, {"frame_id": "a\0b"}):
+        with pytest.raises(DataError, match="not empty"):
+            make_sweep(**ids)  # type: ignore[arg-type]
+
+
+def test_long_sequences_go_on_in_a_second_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("spot_ray.storage.sequence.FRAMES_A_PART", 3)
+    with writer(tmp_path / "data") as w:
+        for frame in range(7):
+            w.add(make_sweep(frame, "long", num_points=frame + 1))
+    data = open_dataset(str(tmp_path / "data"))
+    assert len(set(data.manifest.column("shard").to_pylist())) == 3
+    assert [(len(sweep), sweep.frame_id) for sweep in data] == [(i + 1, f"{i:04d}") for i in range(7)]
+
+
+def test_coordinates_beyond_the_steps_stay_what_they_are(tmp_path: Path) -> None:
+    # 2^31 steps of 5 mm are 10 737 km: coordinates of the world frame in the place of the ego's.
+    far = np.array([[1e8, -2e7, 0.0], [163.8, -163.8, 0.004]], np.float32)
+    with writer(tmp_path / "data") as w:
+        w.add(make_sweep(0, xyz=far[:1], num_points=1))
+        w.add(make_sweep(1, xyz=far[1:], num_points=1))
+        w.add(make_sweep(2, xyz=np.float32([[164.0, 0, -2000.0]]), num_points=1))
+    data = open_dataset(str(tmp_path / "data"))
+    np.testing.assert_array_equal(data[0].xyz, far[:1])
+    np.testing.assert_allclose(data[1].xyz, far[1:], atol=0.0026)
+    np.testing.assert_allclose(data[2].xyz, [[164.0, 0, -2000.0]], atol=0.0026)
+
+
+@pytest.mark.parametrize(
+    ("column", "value", "message"),
+    [
+        ("instance_id", 1 << 40, "instance_id holds 1099511627776, which int32"),
+        ("ring", 70_000, "ring holds 70000"),
+        ("ring", 1.5, "ring holds 1.5"),
+        ("point_source_class", -1, "point_source_class holds -1"),
+    ],
+)
+def test_a_value_that_a_column_cannot_hold_is_an_error(tmp_path: Path, column: str, value: float, message: str) -> None:
+    sweep = make_sweep(0, num_points=3, **{column: np.array([0, value, 1]), "boxes": None})
+    with pytest.raises(DataError, match=message), writer(tmp_path / "data") as w:
+        w.add(sweep)
+    assert not (tmp_path / "data").exists()
+
+
+def test_whole_numbers_of_a_wider_dtype_are_taken(tmp_path: Path) -> None:
+    with writer(tmp_path / "data", extra={"doppler": ExtraColumn("float32", "m/s")}) as w:
+        w.add(make_sweep(0, num_points=2, ring=np.array([3, 31]), extra={"doppler": np.array([0.5, -2.0])}))
+    back = open_dataset(str(tmp_path / "data"))[0]
+    assert back.ring is not None
+    assert (back.ring.tolist(), back.ring.dtype) == ([3, 31], np.dtype(np.uint16))
+    assert back.extra["doppler"].tolist() == [0.5, -2.0]
+    with pytest.raises(DataError, match="'floaty' is no dtype"):
+        ExtraColumn("floaty", "m")
+    with (
+        pytest.raises(DataError, match=r"extra\.count holds 1\.5"),
+        writer(tmp_path / "other", extra={"count": ExtraColumn("uint8", "")}) as w,
+    ):
+        w.add(make_sweep(0, num_points=2, extra={"count": np.array([1.5, 2.0])}))
+
+
+def test_a_rig_of_numpy_numbers_is_written(tmp_path: Path) -> None:
+    rig = (LidarSpec("roof", np.int64(0), "spinning", np.int64(32), (np.float32(-25.0), np.float64(15.0))),)  # type: ignore[arg-type]
+    with writer(tmp_path / "data", rig=rig) as w:
+        w.add(make_sweep(0, num_points=2))
+    assert open_dataset(str(tmp_path / "data")).info.rig == RIG

@@ -57,6 +57,31 @@ def test_two_grids_stand_side_by_side_but_not_under_one_name(tmp_path: Path) -> 
         w.add_sequence("t", [frame("0")])
 
 
+def test_a_failed_write_leaves_no_folder_and_no_harm(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), OccupancyWriter(str(tmp_path), info()) as w:
+        w.add_sequence("s", [frame("0")])
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []
+    with OccupancyWriter(str(tmp_path), info()) as w:
+        w.add_sequence("s", [frame("0")])
+    with pytest.raises(RuntimeError), OccupancyWriter(str(tmp_path), info()) as w:
+        w.add_sequence("t", [frame("0")])
+        raise RuntimeError
+    assert [p.name for p in (tmp_path / "occupancy/default/shards").iterdir()] == ["s.0000.parquet"]
+
+
+def test_a_sequence_is_labelled_once(tmp_path: Path) -> None:
+    with OccupancyWriter(str(tmp_path), info()) as w:
+        w.add_sequence("s", [frame("0")])
+    with (
+        pytest.raises(DataError, match="'s' has labels 'default' already"),
+        OccupancyWriter(str(tmp_path), info()) as w,
+    ):
+        w.add_sequence("s", [frame("1")])
+    # The labels that were there are whole.
+    assert open_occupancy(str(tmp_path), "default").get("s", "0").dense(GRID)[1, 2, 0] == 2
+
+
 def test_a_frame_without_labels_is_named(tmp_path: Path) -> None:
     with OccupancyWriter(str(tmp_path), info()) as w:
         w.add_sequence("s", [frame("0")])
