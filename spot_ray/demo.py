@@ -17,6 +17,7 @@ from spot_ray.occupancy.config import LabelConfig
 from spot_ray.recipes.pretraining import pretraining_recipe
 from spot_ray.session import ray_session
 from spot_ray.storage.dataset import open_dataset
+from spot_ray.storage.uri import remove_tree
 from spot_ray.synthetic.run import synthesize
 
 RECIPE = "spot-tiny"
@@ -56,10 +57,19 @@ def run_demo(out: str, *, until_picture: bool = False, started: float | None = N
 
 
 def _first_picture(folder: Path, started: float) -> float:
-    """Draw one sweep beside its label, if that has not been done, and return the seconds that it took the user."""
+    """Draw one sweep beside its label, unless this demo has, and return the seconds that it took the user.
+
+    What an earlier demo left in the folder is removed.
+    """
     note = folder / "first_picture.json"
     if note.exists():
-        return float(json.loads(note.read_text(encoding="utf-8"))["first_picture_seconds"])
+        done = json.loads(note.read_text(encoding="utf-8"))
+        if done["started"] == started:
+            return float(done["first_picture_seconds"])
+    for name in (note.name, "first.png", "prediction.png", "report.json"):
+        (folder / name).unlink(missing_ok=True)
+    for name in ("first", "train", "unseen", "run"):
+        remove_tree(str(folder / name))
     from spot_ray.occupancy.run import label_in_process
     from spot_ray.train.picture import draw_frame
 
@@ -70,7 +80,7 @@ def _first_picture(folder: Path, started: float) -> float:
     picture = folder / "first.png"
     draw_frame(str(picture), data=data, frame=frame)
     seconds = round(time.time() - started, 1)
-    note.write_text(json.dumps({"first_picture_seconds": seconds}), encoding="utf-8")
+    note.write_text(json.dumps({"started": started, "first_picture_seconds": seconds}), encoding="utf-8")
     _say(f"first picture, a sweep beside its label, after {seconds:.0f} s: {picture}")
     return seconds
 
