@@ -15,15 +15,16 @@ TAXONOMY = Taxonomy.from_classes(
     ),
 )
 
-# Eight frames hold a car, two of them a cyclist too, one more frame only road, and one has no labels.
-POINTS = np.array([[9, 0, 5, 0]] * 6 + [[1, 3, 5, 0]] * 2 + [[0, 0, 5, 0], [0, 0, 0, 0]])
+# Eight frames hold a car, two of them a cyclist too, four more frames only road, and one has no labels.
+POINTS = np.array([[9, 0, 5, 0]] * 6 + [[1, 3, 5, 0]] * 2 + [[0, 0, 5, 0]] * 4 + [[0, 0, 0, 0]])
 NO_BOXES = np.zeros_like(POINTS)
 
 
 def test_equation_7_by_hand():
     # N = (8, 2); "never seen" leaves N_fg and the sum: N_fg = 2, m = 1/2, n = (0.8, 0.2).
     # s_car = sqrt(0.5 / 0.8) = 0.79, s_cyclist = sqrt(0.5 / 0.2) = 1.5811; a factor is at least 1.
-    expected = [1.0] * 6 + [1.5811388] * 2 + [1.0, 1.0]
+    # The sum is of frames by class, 10, and not the number of frames, 13.
+    expected = [1.0] * 6 + [1.5811388] * 2 + [1.0] * 5
     np.testing.assert_allclose(repeat_factors(POINTS, NO_BOXES, TAXONOMY), expected, rtol=1e-6)
 
 
@@ -32,8 +33,8 @@ def test_a_box_counts_where_no_point_is_labelled():
     # N = (8, 2) again.
     points, boxes = POINTS.copy(), NO_BOXES.copy()
     points[:, 1] = 0
-    boxes[[0, 9], 1] = 1
-    expected = [1.5811388] + [1.0] * 8 + [1.5811388]
+    boxes[[0, 12], 1] = 1
+    expected = [1.5811388] + [1.0] * 11 + [1.5811388]
     np.testing.assert_allclose(repeat_factors(points, boxes, TAXONOMY), expected, rtol=1e-6)
 
 
