@@ -11,15 +11,21 @@ from spot_ray.errors import ConfigError
 from spot_ray.geometry.grid import VoxelGrid
 from spot_ray.losses.config import LossConfig
 from spot_ray.models.config import BevConfig, DecoderConfig, EncoderConfig, ModelConfig, VoxelConfig
-from spot_ray.operators.config import DataConfig
+from spot_ray.operators.config import BeamConfig, DataConfig
 from spot_ray.train.config import OptimiserConfig, PretrainConfig, TrainConfig
 
 
 def spot_waymo() -> PretrainConfig:
-    """Return the paper's pre-training on Waymo at full size; every default of the configs is its value."""
+    """Return the paper's pre-training on Waymo at full size; every default of the configs is its value.
+
+    Sweeps are re-sampled to the sensors of the datasets that it is fine-tuned on, each as often as left alone.
+    """
     return PretrainConfig(
         recipe="spot-waymo",
-        data=DataConfig(features=("x", "y", "z", "intensity", "elongation")),
+        data=DataConfig(
+            features=("x", "y", "z", "intensity", "elongation"),
+            beams=BeamConfig(targets=("hdl-64e", "hdl-32e", "once-40")),
+        ),
         train=TrainConfig(epochs=30, global_batch_size=32, micro_batch_size=4),
     )
 

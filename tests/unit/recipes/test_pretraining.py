@@ -6,6 +6,7 @@ from spot_ray.config.load import from_json, to_json
 from spot_ray.errors import ConfigError
 from spot_ray.models.spot import build_model, count_parameters
 from spot_ray.recipes.pretraining import RECIPES, pretraining_recipe
+from spot_ray.schema.lidars import LIDARS
 from spot_ray.train.config import PretrainConfig
 
 
@@ -28,6 +29,7 @@ def test_spot_waymo_is_the_published_full_size() -> None:
     assert [round((h - lo) / v) for lo, h, v in zip(low, high, voxel, strict=True)] == [1504, 1504, 40]
     assert config.model.encoder.channels == (16, 32, 64, 128)
     assert (config.loss.foreground_weight, config.loss.background_weight, config.loss.empty_weight) == (2.0, 1.0, 0.01)
+    assert set(config.data.beams.targets) < set(LIDARS)
     assert (config.optimiser.lr, config.train.epochs, config.grid.shape) == (0.003, 30, (376, 376, 16))
 
 
