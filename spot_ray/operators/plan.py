@@ -164,23 +164,6 @@ def steps_by_epoch(
     return [math.ceil(number / global_batch_size) for number in samples]
 
 
-def total_steps(
-    dataset: Dataset,
-    config: DataConfig,
-    *,
-    seed: int,
-    epochs: int,
-    global_batch_size: int,
-    sequences: Sequence[str] | None = None,
-) -> int:
-    """Return the number of steps of a whole run; see :func:`steps_by_epoch`."""
-    return sum(
-        steps_by_epoch(
-            dataset, config, seed=seed, epochs=epochs, global_batch_size=global_batch_size, sequences=sequences
-        )
-    )
-
-
 def select_frames(dataset: Dataset, sequences: Sequence[str] | None) -> npt.NDArray[np.int64]:
     """Return the ascending indices of the frames of some sequences, or of all for None.
 

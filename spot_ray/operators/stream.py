@@ -73,6 +73,7 @@ def iterate(
     sequences: Sequence[str] | None = None,
     shuffle: bool = True,
     grid: VoxelGrid | None = None,
+    parts: Sequence[str] | None = None,
 ) -> Iterator[Batch]:
     """Iterate over one worker's batches of an epoch, in this process and without Ray.
 
@@ -90,6 +91,8 @@ def iterate(
         sequences: The sequences to use, or None: all.
         shuffle: Whether the order is random.
         grid: The label grid to crop the labels to, or None: the one that they were made on.
+        parts: The dataset's manifest parts to use (`Dataset.parts`), so that logs which arrive during a run do not
+            change its plan; None: all that are listed now.
 
     Returns:
         An iterator over the batches, one a step.
@@ -98,7 +101,7 @@ def iterate(
         ConfigError: If the config does not fit the dataset.
         DataError: If there is no dataset, frame or label, or, on the way, a frame cannot be read.
     """
-    dataset, labels = _open(uri, config)
+    dataset, labels = _open(uri, config, parts)
     plan = plan_epoch(
         dataset,
         config,
@@ -127,6 +130,7 @@ def stream(
     sequences: Sequence[str] | None = None,
     shuffle: bool = True,
     grid: VoxelGrid | None = None,
+    parts: Sequence[str] | None = None,
     cpus_per_task: float = 1.0,
     max_tasks: int | None = None,
     prefetch_batches: int = 2,
@@ -148,6 +152,8 @@ def stream(
         sequences: The sequences to use, or None: all.
         shuffle: Whether the order is random.
         grid: The label grid to crop the labels to, or None: the one that they were made on.
+        parts: The dataset's manifest parts to use (`Dataset.parts`), so that logs which arrive during a run do not
+            change its plan; None: all that are listed now.
         cpus_per_task: CPUs that a reading task asks Ray for. Training workers must leave as many free, or nothing is
             ever read.
         max_tasks: Most reading tasks of this worker at once, or None: as many as there are CPUs for.
@@ -160,7 +166,7 @@ def stream(
         ConfigError: If the config does not fit the dataset.
         DataError: If there is no dataset, frame or label, or, on the way, a frame cannot be read.
     """
-    dataset, labels = _open(uri, config)
+    dataset, labels = _open(uri, config, parts)
     plan = plan_epoch(
         dataset,
         config,
@@ -189,8 +195,8 @@ def evaluation_config(config: DataConfig) -> DataConfig:
     )
 
 
-def _open(uri: str, config: DataConfig) -> tuple[Dataset, OccupancySet]:
-    dataset = open_dataset(uri)
+def _open(uri: str, config: DataConfig, parts: Sequence[str] | None) -> tuple[Dataset, OccupancySet]:
+    dataset = open_dataset(uri, parts=parts)
     labels = open_occupancy(uri, config.labels)
     check_features(config.features, dataset.info)
     if labels.info.class_names != dataset.info.taxonomy.class_names:

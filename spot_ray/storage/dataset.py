@@ -82,7 +82,7 @@ class DatasetWriter:
             existing = open_dataset(self.uri)
             if existing.info != self.info:
                 raise DataError(
-                    "the folder holds a dataset that is described otherwise (name, rig, taxonomy, columns, codec, source)",
+                    "the folder holds a dataset with another name, rig, taxonomy, columns, codec or source",
                     where=self.uri,
                     remedy="write into another folder, or give the same as its dataset.json",
                 )
@@ -263,12 +263,13 @@ class Dataset:
         manifest.write_snapshot(uris.join(self.uri, "manifest"), snapshot, self.parts)
 
 
-def open_dataset(uri: str, *, snapshot: str | None = None) -> Dataset:
+def open_dataset(uri: str, *, snapshot: str | None = None, parts: Sequence[str] | None = None) -> Dataset:
     """Open a dataset for reading.
 
     Args:
         uri: Its folder: a path, `s3://…` or `gs://…`.
         snapshot: Name of a pinned snapshot, or None: all frames that are listed now.
+        parts: The manifest parts to open, a `Dataset.parts` of before, in place of a snapshot.
 
     Raises:
         DataError: If there is no dataset, or one of a newer version.
@@ -289,5 +290,7 @@ def open_dataset(uri: str, *, snapshot: str | None = None) -> Dataset:
             remedy="upgrade spot_ray",
         )
     folder = uris.join(root, "manifest")
-    parts = manifest.list_parts(folder) if snapshot is None else manifest.read_snapshot(folder, snapshot)
+    if parts is None:
+        parts = manifest.list_parts(folder) if snapshot is None else manifest.read_snapshot(folder, snapshot)
+    parts = list(parts)
     return Dataset(root, info, manifest.read_parts(folder, SWEEP_MANIFEST, parts), parts)

@@ -257,15 +257,16 @@ def fit(
     total = sum(steps_by_epoch)
     unchecked: StepResult | None = None
     while state.step < total:
-        steps_per_epoch = steps_by_epoch[state.epoch]
-        shares = iter(batches(state.epoch, state.step_in_epoch))
+        epoch = state.epoch
+        steps_per_epoch = steps_by_epoch[epoch]
+        shares = iter(batches(epoch, state.step_in_epoch))
         for expected in range(state.step_in_epoch, steps_per_epoch):
             started = time.perf_counter()
             batch = next(shares, None)
             waited = time.perf_counter() - started
             if batch is None or batch.step != expected:
                 found = "no batch" if batch is None else f"batch {batch.step}"
-                raise RuntimeError(f"epoch {state.epoch}: {found} where batch {expected} of {steps_per_epoch} was due")
+                raise RuntimeError(f"epoch {epoch}: {found} where batch {expected} of {steps_per_epoch} was due")
             result = learner.train_step(batch, state.step)
             # One step late: by now the device has these numbers, so that asking for them does not hold it up.
             check_finite(unchecked, state.step)
@@ -282,6 +283,8 @@ def fit(
                 on_metrics(state, meter.figures())
             if save:
                 on_checkpoint(state)
+        if next(shares, None) is not None:
+            raise RuntimeError(f"epoch {epoch}: a batch after the {steps_per_epoch} that were planned")
     return state
 
 

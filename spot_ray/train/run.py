@@ -36,12 +36,14 @@ class RunRecord:
 
     Args:
         data: The dataset.
-        sequences: The sequences that it trains on, or None: all.
+        parts: The dataset's manifest parts when the run began: logs that arrive later are not the run's.
+        sequences: The sequences that it trains on, or None: all of them.
         init: The checkpoint that it began with, or None.
         steps_by_epoch: Global batches of each epoch.
     """
 
     data: str
+    parts: tuple[str, ...]
     sequences: tuple[str, ...] | None
     init: str | None
     steps_by_epoch: tuple[int, ...]
@@ -111,8 +113,8 @@ def prepare_run(
         data: The labelled dataset.
         out: The run's folder.
         sequences: The sequences to train on, or None: all.
-        init: A checkpoint to begin with, or None.
-        resume: Go on with the run that `out` holds.
+        init: A checkpoint to begin with, or None: when resuming, the one that the run began with.
+        resume: Go on with the run that `out` holds, on the frames that the dataset had when it began.
 
     Returns:
         The run, and what became of the weights of `init` (None without, or if a checkpoint of the run itself is newer).
@@ -124,7 +126,13 @@ def prepare_run(
     """
     _check_counts(config)
     data, out = uris.absolute(data), uris.absolute(out)
+    before = _recorded(out) if resume else None
     dataset = open_dataset(data)
+    if before is not None:
+        if not set(before.parts) <= set(dataset.parts):
+            raise _other_data(out, before)
+        dataset = open_dataset(data, parts=before.parts)
+    init = _initial(init, before, out)
     train = config.train
     iterate(  # reads nothing yet, but opens the labels and builds every operator
         data,
@@ -134,6 +142,7 @@ def prepare_run(
         epoch=0,
         global_batch_size=train.global_batch_size,
         sequences=sequences,
+        parts=dataset.parts,
     )
     steps = steps_by_epoch(
         dataset,
@@ -145,8 +154,9 @@ def prepare_run(
     )
     record = RunRecord(
         data=data,
+        parts=tuple(dataset.parts),
         sequences=None if sequences is None else tuple(sequences),
-        init=None if init is None else uris.absolute(init),
+        init=init,
         steps_by_epoch=tuple(steps),
     )
     description = ModelDescription(
@@ -157,7 +167,10 @@ def prepare_run(
         labels=config.data.labels,
     )
     run = Run(config, out, record, description)
-    _check_folder(run, resume=resume)
+    if before is None:
+        _check_unused(out)
+    else:
+        _check_same(run, before)
     model = run.build_model()
     report = run.load_init(model) if latest_checkpoint(out) is None else None
     uris.write_bytes(uris.join(out, CONFIG_FILE), to_json(config).encode())
@@ -178,24 +191,45 @@ def differing_fields(one: object, other: object, prefix: str = "") -> list[str]:
     ]
 
 
-def _check_folder(run: Run, *, resume: bool) -> None:
-    """Check what the run's folder holds against what is asked."""
-    before = read_config(run.out)
-    if not resume:
-        if before is not None and latest_checkpoint(run.out) is not None:
-            raise ConfigError(
-                "the folder holds a run already",
-                where=run.out,
-                expected="a new folder, or --resume",
-                remedy="go on with that run by --resume, or choose another --out",
-            )
-        return
-    record_file = uris.join(run.out, RECORD_FILE)
-    if before is None or not uris.exists(record_file):
+def _recorded(out: str) -> RunRecord:
+    """Return the record of the run that a folder holds."""
+    file = uris.join(out, RECORD_FILE)
+    if read_config(out) is None or not uris.exists(file):
         raise ConfigError(
-            "there is no run to resume", where=run.out, remedy="name the run's folder by --out, or leave --resume out"
+            "there is no run to resume", where=out, remedy="name the run's folder by --out, or leave --resume out"
         )
-    changed = [path for path in differing_fields(before, run.config) if path not in CHANGEABLE]
+    return from_json(RunRecord, uris.read_bytes(file), where=file)
+
+
+def _initial(init: str | None, before: RunRecord | None, out: str) -> str | None:
+    """Return the checkpoint to begin with; a run that is resumed keeps its own, since it may have none yet itself."""
+    asked = None if init is None else uris.absolute(init)
+    if before is None or asked == before.init:
+        return asked
+    if asked is None:
+        return before.init
+    raise ConfigError(
+        f"the run did not begin with the weights of {asked}",
+        where=uris.join(out, RECORD_FILE),
+        expected=f"--init {before.init}, or none" if before.init else "no --init",
+        remedy="leave --init out, or start a new run in another --out",
+    )
+
+
+def _check_unused(out: str) -> None:
+    if read_config(out) is not None and latest_checkpoint(out) is not None:
+        raise ConfigError(
+            "the folder holds a run already",
+            where=out,
+            expected="a new folder, or --resume",
+            remedy="go on with that run by --resume, or choose another --out",
+        )
+
+
+def _check_same(run: Run, before: RunRecord) -> None:
+    """Check that a resumed run is the one that its folder holds."""
+    config = read_config(run.out)
+    changed = [path for path in differing_fields(config, run.config) if path not in CHANGEABLE]
     if changed:
         raise ConfigError(
             f"the config differs from the run's in {', '.join(changed)}",
@@ -203,16 +237,19 @@ def _check_folder(run: Run, *, resume: bool) -> None:
             expected=f"the same config; only {', '.join(sorted(CHANGEABLE))} may change",
             remedy="resume with the run's own values, or start a new run in another --out",
         )
-    record = from_json(RunRecord, uris.read_bytes(record_file), where=record_file)
-    common = min(len(record.steps_by_epoch), len(run.record.steps_by_epoch))
-    same_plan = record.steps_by_epoch[:common] == run.record.steps_by_epoch[:common]
-    if record.sequences != run.record.sequences or not same_plan:
-        raise ConfigError(
-            "the data differ from the run's: other sequences or another number of steps an epoch",
-            where=record_file,
-            expected=f"the frames of {record.data} as they were when the run began",
-            remedy="resume with the run's own data, or start a new run in another --out",
-        )
+    common = min(len(before.steps_by_epoch), len(run.record.steps_by_epoch))
+    same_plan = before.steps_by_epoch[:common] == run.record.steps_by_epoch[:common]
+    if before.sequences != run.record.sequences or not same_plan:
+        raise _other_data(run.out, before)
+
+
+def _other_data(out: str, before: RunRecord) -> ConfigError:
+    return ConfigError(
+        "the data differ from the run's: other frames, other sequences or another number of steps an epoch",
+        where=uris.join(out, RECORD_FILE),
+        expected=f"the frames of {before.data} as they were when the run began",
+        remedy="resume with the run's own data, or start a new run in another --out",
+    )
 
 
 def _check_counts(config: PretrainConfig) -> None:

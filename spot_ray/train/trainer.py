@@ -187,6 +187,7 @@ def _work(options: dict[str, Any]) -> dict[str, Any]:
             global_batch_size=run.config.train.global_batch_size,
             start_step=start_step,
             sequences=run.record.sequences,
+            parts=run.record.parts,
         )
 
     def tell(state: RunState, figures: Figures) -> None:

@@ -165,6 +165,7 @@ def pretrain_here(
             global_batch_size=config.train.global_batch_size,
             start_step=start_step,
             sequences=run.record.sequences,
+            parts=run.record.parts,
         )
 
     return result_of(run, train_worker(run, batches, device=device, on_metrics=on_metrics))

@@ -102,6 +102,9 @@ def test_two_workers_see_the_same_samples_and_learn_the_same(
     mine, theirs = column(str(tmp_path / "two"), "loss"), column(one_worker[0], "loss")
     np.testing.assert_allclose(mine[:3], theirs[:3], rtol=1e-5)
     np.testing.assert_allclose(mine, theirs, rtol=1e-2)
+    # Adam would hide a gradient that is wrong by the number of workers.
+    norms = [column(run, "grad_norm")[:3] for run in (str(tmp_path / "two"), one_worker[0])]
+    np.testing.assert_allclose(*norms, rtol=1e-4)
     assert column(str(tmp_path / "two"), "samples") == column(one_worker[0], "samples")
     assert shown == column(one_worker[0], "step")
 

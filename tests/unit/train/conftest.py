@@ -134,15 +134,18 @@ def _offsets(parts: list[np.ndarray]) -> np.ndarray:
     return np.concatenate([[0], np.cumsum([len(part) for part in parts])]).astype(np.int64)
 
 
-def write_dataset(uri: str, *, frames: tuple[int, ...] = (3, 2), broken: str = "") -> None:
+def write_dataset(
+    uri: str, *, names: tuple[str, ...] = ("log0", "log1"), frames: tuple[int, ...] = (3, 2), broken: str = ""
+) -> None:
     """Write a labelled dataset of random points; the frame named `broken` has no intensity that is a number."""
     rng = np.random.default_rng(0)
     rig = (LidarSpec("one", 0, "spinning", 4, (-10.0, 10.0), intensity_max=1.0),)
     info = OccupancyInfo("default", GRID, TAXONOMY.class_names, {})
     with DatasetWriter(uri, name="toy", rig=rig, taxonomy=TAXONOMY) as writer:
-        labels = {}
-        for s, count in enumerate(frames):
-            labels[f"log{s}"] = [_frame(writer, rng, f"log{s}", f, broken) for f in range(count)]
+        labels = {
+            name: [_frame(writer, rng, name, f, broken) for f in range(count)]
+            for name, count in zip(names, frames, strict=True)
+        }
     with OccupancyWriter(uri, info) as occupancy:
         for name, sequence in labels.items():
             occupancy.add_sequence(name, sequence)

@@ -14,13 +14,21 @@ from spot_ray.train.loop import Learner, RunState, build_learner, check_finite, 
 from spot_ray.train.metrics import StepMeter
 
 
-def learner_of(toy: ModuleType, *, micro_batch_size: int = 2, taxonomy: Taxonomy | None = None) -> Learner:
+def learner_of(
+    toy: ModuleType, *, micro_batch_size: int = 2, taxonomy: Taxonomy | None = None, world_size: int = 1
+) -> Learner:
     torch.manual_seed(0)
     config = dataclasses.replace(
         toy.CONFIG, train=dataclasses.replace(toy.CONFIG.train, micro_batch_size=micro_batch_size)
     )
     return build_learner(
-        toy.Columns(), config, taxonomy=taxonomy or toy.TAXONOMY, grid=toy.GRID, device="cpu", total_steps=8
+        toy.Columns(),
+        config,
+        taxonomy=taxonomy or toy.TAXONOMY,
+        grid=toy.GRID,
+        device="cpu",
+        total_steps=8,
+        world_size=world_size,
     )
 
 
@@ -55,6 +63,19 @@ def test_micro_batches_change_nothing(toy: ModuleType, micro_batch_size: int) ->
         torch.testing.assert_close(found.losses, expected.losses, rtol=0, atol=1e-6)
         assert torch.equal(found.counts, expected.counts)
     torch.testing.assert_close(weights_of(parts), weights_of(whole), rtol=0, atol=1e-6)
+
+
+def test_the_mean_of_the_workers_gradients_is_that_of_the_global_batch(toy: ModuleType) -> None:
+    # Adam hides a wrong factor on the gradient; the gradient itself does not.
+    batch = toy.batch_of(np.random.default_rng(0), 3)
+    whole = learner_of(toy)
+    whole.train_step(batch, 0)
+    workers = [learner_of(toy, world_size=2) for _ in range(2)]
+    for worker, samples in zip(workers, ([0, 1], [2]), strict=True):
+        worker.train_step(take(batch, samples), 0)
+    for expected, *shares in zip(*(learner.model.parameters() for learner in (whole, *workers)), strict=True):
+        mean = torch.stack([share.grad for share in shares]).mean(dim=0)
+        torch.testing.assert_close(mean, expected.grad, rtol=1e-5, atol=1e-7)
 
 
 def test_samples_without_weight_change_nothing(toy: ModuleType) -> None:
@@ -201,6 +222,8 @@ def test_a_missing_batch_stops_the_run(toy: ModuleType) -> None:
         Recorder().run(toy, learner_of(toy), lambda epoch, start: toy.epoch_of(epoch, start, steps=3))
     with pytest.raises(RuntimeError, match="epoch 0: batch 1 where batch 0 of 4 was due"):
         Recorder().run(toy, learner_of(toy), lambda epoch, start: toy.epoch_of(epoch, 1))
+    with pytest.raises(RuntimeError, match="epoch 0: a batch after the 4 that were planned"):
+        Recorder().run(toy, learner_of(toy), lambda epoch, start: toy.epoch_of(epoch, start, steps=5))
 
 
 def test_a_loss_that_is_not_finite_names_its_frame(toy: ModuleType) -> None:

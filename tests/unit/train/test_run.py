@@ -122,6 +122,36 @@ def test_a_resumed_run_may_be_longer(
     assert (result.state.step, result.state.samples_seen) == (9, 15)
 
 
+def test_logs_that_arrive_later_are_not_the_runs(
+    finished: tuple[str, PretrainResult], config: PretrainConfig, data: str, toy: ModuleType, tmp_path: Path
+) -> None:
+    grown = str(tmp_path / "data")
+    shutil.copytree(data, grown)
+    out = copy_until(finished[0], tmp_path / "run", 2)
+    toy.write_dataset(grown, names=("a new log",), frames=(4,))
+    pretrain_here(config, data=grown, out=out, resume=True)
+    assert losses(out) == losses(finished[0])
+    fresh, _ = prepare_run(config, data=grown, out=str(tmp_path / "fresh"))
+    assert fresh.record.steps_by_epoch == (5, 5)
+    # As many frames in as many steps, but not these frames.
+    toy.write_dataset(str(tmp_path / "other"))
+    with pytest.raises(ConfigError, match="the data differ"):
+        prepare_run(config, data=str(tmp_path / "other"), out=out, resume=True)
+
+
+def test_a_run_that_fell_before_its_first_checkpoint_keeps_its_init(
+    finished: tuple[str, PretrainResult], config: PretrainConfig, data: str, tmp_path: Path
+) -> None:
+    out = str(tmp_path / "run")
+    prepare_run(config, data=data, out=out, init=finished[0])
+    run, report = prepare_run(config, data=data, out=out, resume=True)
+    assert run.record.init == finished[0]
+    assert report is not None
+    for before, asked in ((out, str(tmp_path)), (finished[0], out)):
+        with pytest.raises(ConfigError, match="did not begin with the weights of"):
+            prepare_run(config, data=data, out=before, resume=True, init=asked)
+
+
 def test_init_begins_with_the_weights_of_another_run(
     finished: tuple[str, PretrainResult], config: PretrainConfig, data: str, tmp_path: Path
 ) -> None:
