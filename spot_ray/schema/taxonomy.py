@@ -66,7 +66,8 @@ class Taxonomy:
         sources: All source ids that points and boxes may carry. Boxes and points share the ids.
 
     Raises:
-        DataError: If a name or id occurs twice, a target is not a class, or there are no or more than 254 classes.
+        DataError: If a name or id occurs twice, a target is not a class or not a labelled one, or there are no or more
+            than 254 classes.
     """
 
     name: str
@@ -93,11 +94,17 @@ class Taxonomy:
                     where=where,
                     expected=f"one of {', '.join(names)}, or None",
                 )
+            if source.target is not None and not self.classes[names.index(source.target)].labelled:
+                raise DataError(
+                    f"source class {source.name!r} maps to {source.target!r}, which is marked as not labelled",
+                    where=where,
+                    expected="a class that is `labelled`, or None",
+                )
 
     @classmethod
     def from_classes(cls, name: str, classes: tuple[SemanticClass, ...]) -> Taxonomy:
-        """Return a taxonomy whose source ids are its own class ids, 1 to N."""
-        sources = tuple(SourceClass(i + 1, c.name, c.name) for i, c in enumerate(classes))
+        """Return a taxonomy whose source ids are its own class ids, 1 to N; those not `labelled` map to none."""
+        sources = tuple(SourceClass(i + 1, c.name, c.name if c.labelled else None) for i, c in enumerate(classes))
         return cls(name, classes, sources)
 
     @property

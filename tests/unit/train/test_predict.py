@@ -129,6 +129,7 @@ def test_a_class_that_could_not_be_learned_is_never_predicted(toy: ModuleType) -
     road_unknown = dataclasses.replace(
         toy.TAXONOMY,
         classes=tuple(dataclasses.replace(c, labelled=c.name != "road") for c in toy.TAXONOMY.classes),
+        sources=tuple(s for s in toy.TAXONOMY.sources if s.target != "road"),
     )
     untrained = dataclasses.replace(
         trained, description=dataclasses.replace(trained.description, taxonomy=road_unknown)
