@@ -140,39 +140,33 @@ def unpack(table: pa.Table, num_features: int) -> Batch:
     )
 
 
-def split(batch: Batch, size: int) -> list[Batch]:
-    """Return a batch in parts of at most `size` samples, in order; `global_weight` stays that of the whole.
+def take(batch: Batch, samples: list[int]) -> Batch:
+    """Return the batch of the given samples of `batch`, in that order."""
+    if samples == list(range(len(batch))):
+        return batch
 
-    The parts are views of the batch's arrays.
-    """
-    if size < 1:
-        raise ValueError(f"size is {size}")
-    return [_slice(batch, start, min(start + size, len(batch))) for start in range(0, len(batch), size)]
+    def rows(offsets: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        return np.concatenate([np.arange(offsets[b], offsets[b + 1]) for b in samples])
 
+    def packed(offsets: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        return _offsets(np.diff(offsets)[samples])
 
-def _slice(batch: Batch, start: int, stop: int) -> Batch:
-    def part(offsets: npt.NDArray[np.int64]) -> slice:
-        return slice(int(offsets[start]), int(offsets[stop]))
-
-    def moved(offsets: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        return offsets[start : stop + 1] - offsets[start]
-
-    rows = slice(start, stop)
+    points, voxels, boxes = rows(batch.point_offsets), rows(batch.occupancy_offsets), rows(batch.box_offsets)
     return replace(
         batch,
-        points=batch.points[part(batch.point_offsets)],
-        point_offsets=moved(batch.point_offsets),
-        occupancy_index=batch.occupancy_index[part(batch.occupancy_offsets)],
-        occupancy_class=batch.occupancy_class[part(batch.occupancy_offsets)],
-        occupancy_offsets=moved(batch.occupancy_offsets),
-        observed=batch.observed[rows],
-        network_from_label=batch.network_from_label[rows],
-        boxes=batch.boxes[part(batch.box_offsets)],
-        box_class=batch.box_class[part(batch.box_offsets)],
-        box_offsets=moved(batch.box_offsets),
-        weight=batch.weight[rows],
-        frames=batch.frames[rows],
-        copies=batch.copies[rows],
+        points=batch.points[points],
+        point_offsets=packed(batch.point_offsets),
+        occupancy_index=batch.occupancy_index[voxels],
+        occupancy_class=batch.occupancy_class[voxels],
+        occupancy_offsets=packed(batch.occupancy_offsets),
+        observed=batch.observed[samples],
+        network_from_label=batch.network_from_label[samples],
+        boxes=batch.boxes[boxes],
+        box_class=batch.box_class[boxes],
+        box_offsets=packed(batch.box_offsets),
+        weight=batch.weight[samples],
+        frames=tuple(batch.frames[b] for b in samples),
+        copies=batch.copies[samples],
     )
 
 

@@ -6,13 +6,10 @@ A notebook, a GPU machine without Ray and every worker of a Ray run go through :
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -21,6 +18,7 @@ from spot_ray.errors import DataError
 from spot_ray.geometry.grid import VoxelGrid
 from spot_ray.losses.occupancy import occupancy_loss
 from spot_ray.operators.batch import Batch
+from spot_ray.operators.pack import take
 from spot_ray.schema.taxonomy import Taxonomy
 from spot_ray.train.config import PretrainConfig
 from spot_ray.train.labels import class_weights, tensor_of, to_labels
@@ -310,36 +308,6 @@ def check_finite(result: StepResult | None, step: int) -> None:
         where=f"frames {', '.join(frames)}",
         expected="finite numbers",
         remedy="look at these frames with `spot-ray view`; if they are sound, lower --optimiser.lr",
-    )
-
-
-def take(batch: Batch, samples: list[int]) -> Batch:
-    """Return the batch of the given samples of `batch`, in that order."""
-    if samples == list(range(len(batch))):
-        return batch
-
-    def rows(offsets: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        return np.concatenate([np.arange(offsets[b], offsets[b + 1]) for b in samples])
-
-    def packed(offsets: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        return np.concatenate([[0], np.cumsum(np.diff(offsets)[samples])]).astype(np.int64)
-
-    points, voxels, boxes = rows(batch.point_offsets), rows(batch.occupancy_offsets), rows(batch.box_offsets)
-    return dataclasses.replace(
-        batch,
-        points=batch.points[points],
-        point_offsets=packed(batch.point_offsets),
-        occupancy_index=batch.occupancy_index[voxels],
-        occupancy_class=batch.occupancy_class[voxels],
-        occupancy_offsets=packed(batch.occupancy_offsets),
-        observed=batch.observed[samples],
-        network_from_label=batch.network_from_label[samples],
-        boxes=batch.boxes[boxes],
-        box_class=batch.box_class[boxes],
-        box_offsets=packed(batch.box_offsets),
-        weight=batch.weight[samples],
-        frames=tuple(batch.frames[b] for b in samples),
-        copies=batch.copies[samples],
     )
 
 

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 
 from spot_ray.errors import DataError
-from spot_ray.operators.pack import Pack, pack_error, split, unpack
+from spot_ray.operators.pack import Pack, pack_error, take, unpack
 from spot_ray.schema.sensors import LidarSpec
 from spot_ray.schema.taxonomy import SemanticClass, SourceClass, Taxonomy
 
@@ -101,21 +101,23 @@ def test_slices_and_chunks_give_the_same_batch(rows):
     chunked = pa.concat_tables([pa.concat_tables([rows, rows]).slice(3, 2), rows.slice(2, 1)])
     assert chunked.column("points").num_chunks > 1
     assert_same(unpack(chunked, 4), unpack(rows, 4))
-    assert_same(unpack(rows.slice(1, 1), 4), split(unpack(rows, 4), 1)[1])
+    assert_same(unpack(rows.slice(1, 1), 4), take(unpack(rows, 4), [1]))
 
 
-def test_split_keeps_everything(rows):
+def test_parts_of_a_batch_are_its_samples(rows):
     batch = unpack(rows, 4)
-    first, second = split(batch, 2)
+    first, second = take(batch, [0, 1]), take(batch, [2])
     assert (len(first), len(second)) == (2, 1)
     assert first.global_weight == second.global_weight == 2.0
     np.testing.assert_array_equal(np.concatenate([first.points, second.points]), batch.points)
     np.testing.assert_array_equal(np.concatenate([first.boxes, second.boxes]), batch.boxes)
     np.testing.assert_array_equal(second.box_offsets, [0, 2])
     np.testing.assert_array_equal(second.point_offsets, [0, batch.point_offsets[3] - batch.point_offsets[2]])
-    assert_same(split(batch, 5)[0], batch)
-    with pytest.raises(ValueError, match="size is 0"):
-        split(batch, 0)
+    assert take(batch, [0, 1, 2]) is batch
+    turned = take(batch, [2, 0])
+    assert turned.frames == (batch.frames[2], batch.frames[0])
+    voxels = slice(*batch.occupancy_offsets[2:])
+    np.testing.assert_array_equal(turned.occupancy_index[: turned.occupancy_offsets[1]], batch.occupancy_index[voxels])
 
 
 def test_a_batch_of_two_steps_is_a_bug(samples):

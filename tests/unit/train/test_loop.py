@@ -8,9 +8,10 @@ import torch
 
 from spot_ray.errors import DataError
 from spot_ray.losses.occupancy import occupancy_loss
+from spot_ray.operators.pack import take
 from spot_ray.schema.taxonomy import SemanticClass, Taxonomy
 from spot_ray.train.labels import class_weights, to_labels
-from spot_ray.train.loop import Learner, RunState, build_learner, check_finite, fit, take
+from spot_ray.train.loop import Learner, RunState, build_learner, check_finite, fit
 from spot_ray.train.metrics import StepMeter
 
 
@@ -110,17 +111,6 @@ def test_a_share_of_fillers_alone_moves_no_statistics(toy: ModuleType) -> None:
     assert result.grad_norm == 0
     learner.train_step(toy.batch_of(np.random.default_rng(0), 2), 1)
     assert model.norm.running_mean.abs().sum() > 0
-
-
-def test_the_parts_of_a_batch_are_its_samples(toy: ModuleType) -> None:
-    batch = toy.batch_of(np.random.default_rng(0), 3)
-    part = take(batch, [2, 0])
-    first, last = slice(*batch.point_offsets[:2]), slice(*batch.point_offsets[2:])
-    np.testing.assert_array_equal(part.points, np.concatenate([batch.points[last], batch.points[first]]))
-    assert part.point_offsets.tolist() == [0, 200, 400]
-    assert part.frames == ("sequence/0-2", "sequence/0-0")
-    voxels = slice(*batch.occupancy_offsets[2:])
-    np.testing.assert_array_equal(part.occupancy_index[: part.occupancy_offsets[1]], batch.occupancy_index[voxels])
 
 
 def test_a_class_that_the_data_cannot_label_gets_no_gradient(toy: ModuleType) -> None:
