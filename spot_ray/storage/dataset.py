@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from types import TracebackType
 
@@ -132,9 +133,18 @@ class DatasetWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Make what was written visible, or remove it if the block failed."""
-        if error is not None:
-            self._remove()
-            return
+        failed = error is not None
+        try:
+            if not failed:
+                self._commit()
+        except BaseException:
+            failed = True
+            raise
+        finally:
+            if failed:
+                self._remove()
+
+    def _commit(self) -> None:
         self._finish_sequence()
         rows = pa.concat_tables([SWEEP_MANIFEST.empty_table(), *self._rows])
         if not rows.num_rows:
@@ -151,10 +161,13 @@ class DatasetWriter:
 
     def _remove(self) -> None:
         if self._sequence is not None:
-            self._sequence.close()
+            with contextlib.suppress(OSError):  # a full disk, on which it could not be finished either
+                self._sequence.close()
         folder = uris.join(self.uri, "shards")
         for sequence_id in self._claimed:
             remove_sequence(self.uri, sequence_id)
+        if self._is_new:
+            uris.remove_files([uris.join(self.uri, "dataset.json")])
         if self._is_new and not uris.list_dir(folder):
             uris.remove_tree(folder)
             if not uris.list_dir(self.uri):

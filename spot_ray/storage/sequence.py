@@ -71,8 +71,8 @@ class SequenceWriter:
     def close(self) -> None:
         """Finish the open file."""
         if self._shard is not None:
-            self._shard.close()
-            self._shard = None
+            shard, self._shard = self._shard, None  # not to be closed again, should this fail
+            shard.close()
 
     def __enter__(self) -> SequenceWriter:
         """Return itself."""
@@ -82,9 +82,15 @@ class SequenceWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Finish the files, or remove them if the block failed."""
-        self.close()
-        if error is not None:
-            uris.remove_files(uris.join(self.uri, shard) for shard in self._shards)
+        failed = error is not None
+        try:
+            self.close()
+        except BaseException:
+            failed = True
+            raise
+        finally:
+            if failed:
+                uris.remove_files(uris.join(self.uri, shard) for shard in self._shards)
 
     def _check(self, sweep: Sweep) -> None:
         if sweep.sequence_id != self.sequence_id:

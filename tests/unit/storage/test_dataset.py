@@ -307,3 +307,20 @@ def test_a_rig_of_numpy_numbers_is_written(tmp_path: Path) -> None:
     with writer(tmp_path / "data", rig=rig) as w:
         w.add(make_sweep(0, num_points=2))
     assert open_dataset(str(tmp_path / "data")).info.rig == RIG
+
+
+@pytest.mark.parametrize("where", ["shards.ShardWriter.close", "manifest.append_part"])
+def test_a_disk_that_fills_at_the_end_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"spot_ray.storage.{where}", full)
+        with pytest.raises(OSError, match="No space"), writer(tmp_path / "data") as w:
+            w.add(make_sweep())
+    assert not (tmp_path / "data").exists()
+    with writer(tmp_path / "data") as w:
+        w.add(make_sweep())
+    assert len(open_dataset(str(tmp_path / "data"))) == 1
