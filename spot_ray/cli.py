@@ -9,7 +9,6 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spot_ray.errors import ConfigError, InstallError, SpotRayError
@@ -257,8 +256,11 @@ def _override(recipe: str, flags: list[str]) -> PretrainConfig:
 
 
 def _evaluate(options: argparse.Namespace, _: list[str]) -> None:
+    from spot_ray.storage import uri as uris
     from spot_ray.train.evaluate import evaluate_checkpoint, render
 
+    if options.json:
+        uris.check_writable(options.json)
     report = evaluate_checkpoint(
         options.checkpoint,
         options.data,
@@ -269,7 +271,7 @@ def _evaluate(options: argparse.Namespace, _: list[str]) -> None:
     if options.json:
         from spot_ray.config.load import to_json
 
-        Path(options.json).write_text(to_json(report), encoding="utf-8")
+        uris.write_bytes(options.json, to_json(report).encode())
     _say(render(report))
 
 

@@ -22,7 +22,7 @@ class SpotRayError(ValueError):
         self.where = where
         self.expected = expected
         self.remedy = remedy
-        super().__init__(what)
+        super().__init__(str(self))  # whoever prints the arguments, as parsers of configs do, prints all of it
 
     def __str__(self) -> str:
         """Return the whole message, one fact a line."""

@@ -45,6 +45,13 @@ def from_json(cls: type[T], text: str | bytes, *, where: str) -> T:
         return _adapter(cls).validate_json(text)
     except ValidationError as error:
         first = error.errors()[0]
+        if first["type"] == "json_invalid":
+            raise ConfigError(
+                f"the text is not valid JSON: {first['ctx']['error']}",
+                where=where,
+                expected=f"one JSON object: a {cls.__name__}",
+                remedy="it is cut or damaged: write it again",
+            ) from None
         place = ".".join(str(part) for part in first["loc"]) or "the whole file"
         if first["type"] in ("unexpected_keyword_argument", "extra_forbidden"):
             name = str(first["loc"][-1])

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+
+from spot_ray.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -24,3 +27,9 @@ class LossConfig:
     empty_weight: float = 0.01
     mask_unobserved: bool = True
     lovasz_over_present: bool = True
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        for name in ("lovasz_weight", "foreground_weight", "background_weight", "empty_weight"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} is {getattr(self, name)}", where=f"loss.{name}", expected="at least 0")

@@ -88,6 +88,12 @@ def label_in_process(uri: str, *, name: str = "default", config: LabelConfig, ov
 
 def _unlabelled(dataset: Dataset, name: str, config: LabelConfig, *, overwrite: bool) -> tuple[str, ...]:
     """Return the sequences to label."""
+    if not len(dataset):
+        raise DataError(
+            "the dataset lists no frames",
+            where=uris.join(dataset.uri, "manifest"),
+            remedy="copy the whole folder again, or write it anew",
+        )
     folder = label_set_uri(dataset.uri, name)
     if overwrite:
         uris.remove_tree(folder)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
+
+from spot_ray.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,18 @@ class AugmentConfig:
     flip_y: bool = True
     rotation_rad: tuple[float, float] = (-0.785398163, 0.785398163)
     scale: tuple[float, float] = (0.95, 1.05)
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        for name, lowest in (("rotation_rad", -math.inf), ("scale", 0.0)):
+            low, high = getattr(self, name)
+            if not lowest < low <= high < math.inf:
+                above = "finite" if lowest < 0 else f"more than {lowest:g}"
+                raise ConfigError(
+                    f"{name} is {low} to {high}",
+                    where=f"data.augment.{name}",
+                    expected=f"the lowest value, {above}, then the highest",
+                )
 
 
 @dataclass(frozen=True)

@@ -94,5 +94,5 @@ def pretraining_recipe(name: str) -> PretrainConfig:
             raise ConfigError(f"the recipe {name!r} returns a {type(config).__name__}", expected="a PretrainConfig")
         return config
     if name not in RECIPES:
-        raise ConfigError(f"no recipe {name!r}", remedy=suggestion(name, list(RECIPES)))
+        raise ConfigError(f"no recipe {name!r}", where="the name of the recipe", remedy=suggestion(name, list(RECIPES)))
     return RECIPES[name]()

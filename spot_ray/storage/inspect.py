@@ -113,7 +113,11 @@ def summarize(dataset: Dataset) -> Summary:
     """
     info, rows = dataset.info, dataset.manifest
     if not len(dataset):
-        raise DataError("the dataset lists no frames", where=uris.join(dataset.uri, "manifest"))
+        raise DataError(
+            "the dataset lists no frames",
+            where=uris.join(dataset.uri, "manifest"),
+            remedy="copy the whole folder again, or write it anew",
+        )
     num_points = rows.column("num_points").to_numpy()
     times = rows.column("timestamp_ns").to_numpy()
     frames = [dataset.frames_of(sequence_id) for sequence_id in dataset.sequences]

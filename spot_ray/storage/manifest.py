@@ -34,9 +34,15 @@ def read_parts(folder: str, schema: pa.Schema, parts: list[str]) -> pa.Table:
     tables = [schema.empty_table()]
     for part in parts:
         try:
-            tables.append(pq.read_table(io.BytesIO(uris.read_bytes(uris.join(folder, part)))).select(schema.names))
+            file = pq.ParquetFile(io.BytesIO(uris.read_bytes(uris.join(folder, part))))
+            # Alone: threads of Arrow that a short-lived process has just started can abort it at its end.
+            tables.append(file.read(use_threads=False).select(schema.names))
         except (pa.ArrowInvalid, KeyError) as error:
-            raise DataError(f"cannot read a part of the manifest: {error}", where=uris.join(folder, part)) from None
+            raise DataError(
+                f"cannot read a part of the manifest: {error}",
+                where=uris.join(folder, part),
+                remedy="the file is damaged: copy the whole folder again, or write it anew",
+            ) from None
     rows = pa.concat_tables(tables)
     second = "timestamp_ns" if "timestamp_ns" in schema.names else "frame_id"
     order = pc.sort_indices(rows, sort_keys=[("sequence_id", "ascending"), (second, "ascending")])

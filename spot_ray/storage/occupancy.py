@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from types import TracebackType
 
@@ -16,9 +17,19 @@ from spot_ray.storage import uri as uris
 from spot_ray.storage.codec import OCCUPANCY_SCHEMA, decode_occupancy, encode_occupancy
 from spot_ray.storage.shards import ShardReader, ShardWriter, shard_name
 
+_NAME = re.compile(r"[A-Za-z][A-Za-z0-9._-]*")
+
 
 def label_set_uri(uri: str, name: str) -> str:
-    """Return the folder of a label set."""
+    """Return the folder of a label set.
+
+    Raises:
+        DataError: If the name is no name of a folder: labels are never written, or removed, anywhere else.
+    """
+    if not _NAME.fullmatch(name):
+        raise DataError(
+            f"{name!r} is no name of a label set", where=uri, expected="letters, digits and -, _ or ., a letter first"
+        )
     return uris.join(uris.absolute(uri), "occupancy", name)
 
 

@@ -22,6 +22,9 @@ class ShardWriter:
         uri: The file.
         schema: Its schema.
         compression: Parquet codec.
+
+    Raises:
+        DataError: If the place is not to be written to.
     """
 
     def __init__(self, uri: str, schema: pa.Schema, *, compression: str) -> None:
@@ -30,9 +33,10 @@ class ShardWriter:
         self._schema = schema
         uris.make_dir(uri.rpartition("/")[0])
         system, path = uris.filesystem(uri)
-        self._writer = pq.ParquetWriter(
-            path, schema, filesystem=system, compression=compression, use_dictionary=False, write_statistics=False
-        )
+        with uris.refusals_told("write the file", uri):
+            self._writer = pq.ParquetWriter(
+                path, schema, filesystem=system, compression=compression, use_dictionary=False, write_statistics=False
+            )
 
     def add(self, row: dict[str, Any]) -> int:
         """Append one row as a row group of its own and return the row group's number."""
@@ -42,8 +46,13 @@ class ShardWriter:
         return self.num_rows - 1
 
     def close(self) -> None:
-        """Write the footer."""
-        self._writer.close()
+        """Write the footer.
+
+        Raises:
+            DataError: If the file cannot be finished.
+        """
+        with uris.refusals_told("write the file", self.uri):
+            self._writer.close()
 
     def __enter__(self) -> ShardWriter:
         """Return itself."""

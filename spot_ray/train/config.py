@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
+from spot_ray.errors import ConfigError
 from spot_ray.geometry.grid import VoxelGrid
 from spot_ray.losses.config import LossConfig
 from spot_ray.models.config import ModelConfig
@@ -33,6 +35,23 @@ class OptimiserConfig:
     beta2: float = 0.99
     weight_decay: float = 0.01
     clip_norm: float = 10.0
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        for name in ("lr", "div_factor", "final_div_factor", "clip_norm"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} is {getattr(self, name)}", where=f"optimiser.{name}", expected="more than 0")
+        if not 0 <= self.warmup_fraction <= 1:
+            raise ConfigError(
+                f"warmup_fraction is {self.warmup_fraction}", where="optimiser.warmup_fraction", expected="0 to 1"
+            )
+        for name, momentum in (("beta1", self.beta1[0]), ("beta1", self.beta1[1]), ("beta2", self.beta2)):
+            if not 0 <= momentum < 1:
+                raise ConfigError(f"{name} has {momentum}", where=f"optimiser.{name}", expected="from 0, less than 1")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ConfigError(
+                f"weight_decay is {self.weight_decay}", where="optimiser.weight_decay", expected="at least 0"
+            )
 
 
 @dataclass(frozen=True)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
+
 from spot_ray.errors import DataError
 from spot_ray.geometry.grid import unpack_bits
 from spot_ray.schema.occupancy import crop_occupancy
+from spot_ray.storage import uri as uris
 from spot_ray.storage.dataset import open_dataset
 from spot_ray.storage.occupancy import list_label_sets, open_occupancy
 from spot_ray.view.occupancy import Panel, draw_occupancy
@@ -14,16 +17,18 @@ def draw_frame(out: str, *, data: str, frame: str, checkpoint: str | None = None
     """Write one PNG with the sweep, the predicted occupancy and the label side by side from above.
 
     Args:
-        out: The PNG to write.
+        out: The PNG to write, a path or a URI; its folder is made if there is none.
         data: URI of the dataset.
         frame: `SEQUENCE/FRAME`.
         checkpoint: A checkpoint or a run; None leaves the prediction out.
         labels: Label set; a frame without labels is drawn without them.
 
     Raises:
-        DataError: If the frame is not there, or there is neither a checkpoint nor a label to draw.
+        DataError: If the frame is not there, there is neither a checkpoint nor a label to draw, or `out` cannot be
+            written.
         CheckpointError: If the checkpoint cannot be read.
     """
+    uris.check_writable(out)
     dataset = open_dataset(data)
     sweep = dataset[dataset.index_of(frame)]
     label_set = open_occupancy(data, labels) if checkpoint is None or labels in list_label_sets(data) else None
@@ -54,8 +59,9 @@ def draw_frame(out: str, *, data: str, frame: str, checkpoint: str | None = None
         raise DataError(
             f"frame {frame} has no labels in {labels!r}", where=data, remedy="give --checkpoint, or label it first"
         )
+    png = io.BytesIO()
     draw_occupancy(
-        out,
+        png,
         xyz=sweep.xyz,
         panels=panels,
         grid=grid,
@@ -64,3 +70,4 @@ def draw_frame(out: str, *, data: str, frame: str, checkpoint: str | None = None
         boxes=None if sweep.boxes is None else sweep.boxes.boxes,
         title=f"{dataset.info.name} {frame}",
     )
+    uris.write_bytes(out, png.getvalue())

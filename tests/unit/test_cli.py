@@ -57,6 +57,10 @@ def test_writing_a_log_needs_neither_torch_nor_ray() -> None:
         (["synthesize", "--out", "{here}/x", "--preset", "weymo"], "did you mean 'waymo'?"),
         (["convert", "nuscene", "--source", "{here}", "--out", "{here}/x"], "did you mean 'nuscenes'?"),
         (["convert", "nuscenes", "--source", "{here}/none", "--out", "{here}/x"], "{here}/none"),
+        (["convert", "nuscenes", "--source", __file__, "--out", "{here}/x"], "not a directory"),
+        (["convert", "nowhere_at_all.source:open", "--source", "{here}", "--out", "{here}/x"], "nowhere_at_all"),
+        (["evaluate", "--checkpoint", "x", "--data", "x", "--json", f"{__file__}/x.json"], "cannot make the folder"),
+        (["view", "--data", "x", "--frame", "a/b", "--out", f"{__file__}/x.png"], "cannot make the folder"),
         (["view", "--data", "{here}", "--frame", "a/b", "--out", "{here}/x.png"], "has no dataset.json"),
     ],
 )
@@ -74,7 +78,13 @@ def test_a_mistake_is_told_in_one_message_with_status_2(
 
 @pytest.mark.parametrize(
     "arguments",
-    [["label"], ["lable", "--data", "x"], ["inspect", "x", "--jsn"], ["pretrain", "spot-tiny", "--train.epoch", "3"]],
+    [
+        ["label"],
+        ["lable", "--data", "x"],
+        ["inspect", "x", "--jsn"],
+        ["pretrain", "spot-tiny", "--train.epoch", "3"],
+        ["pretrain", "spot-tiny", "--optimiser.lr", "-1"],
+    ],
 )
 def test_a_wrong_flag_stops_with_status_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:

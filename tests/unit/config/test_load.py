@@ -19,7 +19,8 @@ def test_a_config_survives_the_file() -> None:
         ('{"recipe": "r", "train": {"epoch": 3}}', "did you mean 'epochs'"),
         ('{"recipe": "r", "train": {"epochs": "3"}}', "'train.epochs' is not valid: got '3'"),
         ("{}", "recipe"),
-        ("{", "the whole file"),
+        ("{", "not valid JSON"),
+        ("[]", "the whole file"),
     ],
 )
 def test_a_wrong_file_is_refused_with_place_and_suggestion(text: str, message: str) -> None:

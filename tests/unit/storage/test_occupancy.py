@@ -87,3 +87,9 @@ def test_a_frame_without_labels_is_named(tmp_path: Path) -> None:
         w.add_sequence("s", [frame("0")])
     with pytest.raises(DataError, match="no frame s/9"):
         open_occupancy(str(tmp_path), "default").get("s", "9")
+
+
+@pytest.mark.parametrize("name", ["", "..", "a/b", "../..", ".hidden"])
+def test_a_name_of_a_label_set_never_leads_elsewhere(name: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="is no name of a label set"):
+        open_occupancy(str(tmp_path), name)
