@@ -80,7 +80,7 @@ def test_a_mistake_is_told_in_one_message_with_status_2(
     "arguments",
     [
         ["label"],
-        ["lable", "--data", "x"],
+        ["labels", "--data", "x"],
         ["inspect", "x", "--jsn"],
         ["pretrain", "spot-tiny", "--train.epoch", "3"],
         ["pretrain", "spot-tiny", "--optimiser.lr", "-1"],
