@@ -127,8 +127,8 @@ class Sweep:
         calibration: The source's camera calibration and image sizes as JSON text, or None.
 
     Raises:
-        DataError: If an id is empty, the columns disagree in length, a coordinate is not finite, there are no points,
-            or a pose is not rigid.
+        DataError: If an id is empty, a column is no array of numbers, the columns disagree in length, a coordinate is
+            not finite, there are no points, or a pose is not rigid.
     """
 
     sequence_id: str
@@ -155,10 +155,18 @@ class Sweep:
 
     def __post_init__(self) -> None:
         """Check what every later stage relies on."""
-        if not all(name and "\0" not in name for name in (self.sequence_id, self.frame_id)):
+        if not all(isinstance(name, str) and name and "\0" not in name for name in (self.sequence_id, self.frame_id)):
             raise DataError(
-                f"the ids are {self.sequence_id!r} and {self.frame_id!r}", expected="not empty, no zero character"
+                f"the ids are {self.sequence_id!r} and {self.frame_id!r}",
+                expected="strings, not empty, no zero character",
             )
+        arrays = {"xyz": self.xyz, **{name: getattr(self, name) for name in POINT_DTYPES}, **self.extra}
+        for column, values in arrays.items():
+            if values is not None and (not isinstance(values, np.ndarray) or values.dtype.kind not in "biuf"):
+                kind = f"of dtype {values.dtype}" if isinstance(values, np.ndarray) else f"a {type(values).__name__}"
+                raise DataError(f"{column} is {kind}", where=self.name, expected="a NumPy array of numbers")
+        if self.boxes is not None and not isinstance(self.boxes, Boxes):
+            raise DataError(f"boxes is a {type(self.boxes).__name__}", where=self.name, expected="spot_ray.Boxes")
         if self.xyz.ndim != 2 or self.xyz.shape[1] != 3:
             raise DataError(f"xyz has the shape {self.xyz.shape}", where=self.name, expected="(N, 3)")
         if not len(self.xyz):
