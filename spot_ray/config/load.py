@@ -49,7 +49,7 @@ def from_json(cls: type[T], text: str | bytes, *, where: str) -> T:
             raise ConfigError(
                 f"the text is not valid JSON: {first['ctx']['error']}",
                 where=where,
-                expected=f"one JSON object: a {cls.__name__}",
+                expected="one whole JSON object",
                 remedy="it is cut or damaged: write it again",
             ) from None
         place = ".".join(str(part) for part in first["loc"]) or "the whole file"

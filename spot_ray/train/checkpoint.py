@@ -302,7 +302,7 @@ class _Reader:
         try:
             return from_json(cls, text, where=uris.join(self.uri, name))
         except SpotRayError as error:
-            remedy = "use the release of spot_ray that wrote it"
+            remedy = "if it is damaged, name another checkpoint; else use the release of spot_ray that wrote it"
             raise CheckpointError(error.what, where=error.where, expected=error.expected, remedy=remedy) from None
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from spot_ray.config.load import from_json, to_json
 from spot_ray.errors import ConfigError
 from spot_ray.models.spot import OccupancyModel, build_model
+from spot_ray.operators.features import columns_of, point_features
 from spot_ray.operators.plan import steps_by_epoch
 from spot_ray.operators.stream import iterate
 from spot_ray.schema.taxonomy import Taxonomy
@@ -143,6 +144,11 @@ def prepare_run(
         global_batch_size=train.global_batch_size,
         sequences=sequences,
         parts=dataset.parts,
+    )
+    first = dataset.frames_of((sequences or dataset.sequences)[0])[0]
+    # A feature that the source never recorded shows here, in one frame, and not in a worker.
+    point_features(
+        dataset.read(first, columns_of(config.data.features, dataset.info)), config.data.features, dataset.info.rig
     )
     steps = steps_by_epoch(
         dataset,

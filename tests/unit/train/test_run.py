@@ -190,6 +190,9 @@ def test_data_that_cannot_be_used_leave_nothing_behind(config: PretrainConfig, d
         )
     with pytest.raises(DataError):
         prepare_run(config, data=data, out=out, sequences=["nowhere"])
+    never_recorded = dataclasses.replace(config.data, features=("x", "y", "z", "elongation"))
+    with pytest.raises(DataError, match="the sweep has no 'elongation'"):
+        prepare_run(dataclasses.replace(config, data=never_recorded), data=data, out=out)
     assert not uris.exists(out)
 
 
