@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,20 +17,7 @@ from spot_ray.storage.dataset import Dataset, open_dataset
 REAL = Path(__file__).parents[2].parent / "shared" / "data" / "nuscenes"
 
 
-@pytest.fixture(scope="module")
-def ray_cluster() -> Iterator[None]:
-    ray = pytest.importorskip("ray")
-    if ray.is_initialized():
-        yield
-        return
-    ray.init(num_cpus=2, log_to_driver=False, include_dashboard=False)
-    yield
-    ray.shutdown()
-
-
-def test_ray_tasks_write_the_same_dataset_as_one_process(
-    nuscenes_folder: Any, tmp_path: Path, ray_cluster: None
-) -> None:
+def test_ray_tasks_write_the_same_dataset_as_one_process(nuscenes_folder: Any, tmp_path: Path) -> None:
     for name, workers in (("one", 1), ("two", 2)):
         report = convert(
             "nuscenes",
@@ -48,9 +34,7 @@ def test_ray_tasks_write_the_same_dataset_as_one_process(
         np.testing.assert_array_equal(a.xyz, b.xyz)
 
 
-def test_an_error_in_a_task_is_the_users_message_and_leaves_nothing(
-    nuscenes_folder: Any, tmp_path: Path, ray_cluster: None
-) -> None:
+def test_an_error_in_a_task_is_the_users_message_and_leaves_nothing(nuscenes_folder: Any, tmp_path: Path) -> None:
     nuscenes_folder.points(1, 2).write_bytes(b"\0" * 30)
     with pytest.raises(DataError) as caught:
         convert(

@@ -42,21 +42,13 @@ def write(uri, sequences=SEQUENCES, *, classes=True, lidar_id=0):
     return uri
 
 
-@pytest.fixture(scope="module")
-def ray():
-    ray = pytest.importorskip("ray")
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
-    yield ray
-    ray.shutdown()
-
-
 def same(a, b):
     return all(
         np.array_equal(x, y) for x, y in ((a.index, b.index), (a.semantic, b.semantic), (a.observed, b.observed))
     )
 
 
-def test_ray_and_one_process_make_the_same_labels(tmp_path, ray):
+def test_ray_and_one_process_make_the_same_labels(tmp_path):
     uri = write(str(tmp_path / "data"))
     seen = []
     report = label_dataset(
@@ -77,7 +69,7 @@ def test_ray_and_one_process_make_the_same_labels(tmp_path, ray):
     assert json.loads(by_ray.info.provenance["config"])["knn_radius_m"] == 0.5
 
 
-def test_an_error_in_a_task_is_the_users_error_and_leaves_nothing(tmp_path, ray):
+def test_an_error_in_a_task_is_the_users_error_and_leaves_nothing(tmp_path):
     uri = write(str(tmp_path / "data"))
     shard = sorted((tmp_path / "data").rglob("*log%2F2*.parquet"))[0]
     shard.write_bytes(b"not parquet")

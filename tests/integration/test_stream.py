@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import ray
 
 from spot_ray.errors import DataError
 from spot_ray.geometry.grid import VoxelGrid, pack_bits
@@ -19,22 +20,12 @@ from spot_ray.schema.taxonomy import PAPER_TAXONOMY
 from spot_ray.storage.dataset import DatasetWriter
 from spot_ray.storage.occupancy import OccupancyWriter
 
-ray = pytest.importorskip("ray")
-
 # Ray Data copies its own deprecated settings.
 pytestmark = pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning")
 
 GRID = VoxelGrid((-8.0, -8.0, -2.2), (0.4, 0.4, 0.4), (40, 40, 16))
 CONFIG = DataConfig(beams=BeamConfig(targets=("hdl-32e",)))
 RUN = {"seed": 7, "epoch": 1, "global_batch_size": 5}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def cluster():
-    """Two CPUs, as the smallest machine that is promised to work."""
-    ray.init(num_cpus=2, object_store_memory=200_000_000, log_to_driver=False, include_dashboard=False)
-    yield
-    ray.shutdown()
 
 
 def write(folder: Path) -> str:

@@ -3,12 +3,10 @@
 import os
 import shutil
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-import ray
 
 from spot_ray.errors import ConfigError, DataError
 from spot_ray.geometry.grid import VoxelGrid
@@ -54,15 +52,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
     synthesize(uri, preset="nuscenes", num_sequences=2, num_frames=4)
     label_in_process(uri, config=LabelConfig(grid=GRID))
     return uri
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _cluster() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        ray.init("local", num_cpus=5, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
-        yield
-        ray.shutdown()
 
 
 @pytest.fixture(scope="module")
