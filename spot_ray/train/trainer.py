@@ -148,6 +148,8 @@ def _fit(orders: _Orders, *, num_workers: int, use_gpu: bool, max_failures: int)
     interrupt = signal.getsignal(signal.SIGINT)
     try:
         state = trainer.fit().return_value
+    except SystemExit:
+        raise KeyboardInterrupt from None  # what Ray Train's own handler of Ctrl-C leaves behind
     except ray.train.TrainingFailedError:
         error = ray.get(orders.board.error.remote())
         if error is None:
