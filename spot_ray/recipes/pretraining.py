@@ -51,7 +51,7 @@ def spot_tiny() -> PretrainConfig:
         loss=LossConfig(empty_weight=0.3),
         optimiser=OptimiserConfig(lr=0.006),
         train=TrainConfig(
-            epochs=3, global_batch_size=2, micro_batch_size=2, checkpoint_every_steps=200, log_every_steps=10
+            epochs=2, global_batch_size=2, micro_batch_size=2, checkpoint_every_steps=200, log_every_steps=10
         ),
     )
 
