@@ -6,7 +6,7 @@ import functools
 import math
 import uuid
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
@@ -16,7 +16,7 @@ from spot_ray.geometry.grid import VoxelGrid
 from spot_ray.operators.augment import Augment, build_augment
 from spot_ray.operators.batch import Batch
 from spot_ray.operators.beams import BeamResample, build_beam_resample
-from spot_ray.operators.config import AugmentConfig, BalanceConfig, BeamConfig, DataConfig
+from spot_ray.operators.config import DataConfig
 from spot_ray.operators.features import check_features, columns_of
 from spot_ray.operators.pack import Pack, pack_error, unpack
 from spot_ray.operators.plan import plan_epoch
@@ -183,16 +183,6 @@ def stream(
     chain = _build_chain(dataset, labels, config, grid or labels.info.grid, seed=seed, epoch=epoch)
     rows = _prepare(chain, places, cpus_per_task=cpus_per_task, max_tasks=max_tasks)
     return _batches(rows, share.batch_size, len(config.features), prefetch_batches)
-
-
-def evaluation_config(config: DataConfig) -> DataConfig:
-    """Return a config with the same features and labels that uses every frame once and as it is."""
-    return replace(
-        config,
-        balance=BalanceConfig(enabled=False),
-        beams=BeamConfig(targets=()),
-        augment=AugmentConfig(flip_x=False, flip_y=False, rotation_rad=(0.0, 0.0), scale=(1.0, 1.0)),
-    )
 
 
 def _open(uri: str, config: DataConfig, parts: Sequence[str] | None) -> tuple[Dataset, OccupancySet]:

@@ -121,17 +121,6 @@ class Taxonomy:
         """Return the id (1 to N) of a class name."""
         return self.class_names.index(name) + 1
 
-    def source_id_of(self, name: str) -> int:
-        """Return the source id of a source class name.
-
-        Raises:
-            DataError: If the source has no class of this name.
-        """
-        for source in self.sources:
-            if source.name == name:
-                return source.id
-        raise DataError(f"no source class {name!r}", where=f"taxonomy {self.name!r}")
-
     def mask(self, attribute: str) -> npt.NDArray[np.bool_]:
         """Return (N + 1,) bool over ids 0 to N of `foreground`, `ground` or `labelled`; empty is False."""
         return np.array([False, *(bool(getattr(c, attribute)) for c in self.classes)])

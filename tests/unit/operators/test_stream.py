@@ -10,13 +10,17 @@ import pytest
 
 from spot_ray.errors import ConfigError, DataError
 from spot_ray.geometry.grid import VoxelGrid
-from spot_ray.operators.config import BeamConfig, DataConfig
-from spot_ray.operators.stream import evaluation_config, iterate
+from spot_ray.operators.config import AugmentConfig, BalanceConfig, BeamConfig, DataConfig
+from spot_ray.operators.stream import iterate
 from spot_ray.schema.occupancy import OccupancyInfo
 from spot_ray.storage.dataset import open_dataset
 from spot_ray.storage.occupancy import OccupancyWriter, open_occupancy
 
 CONFIG = DataConfig(beams=BeamConfig(targets=("hdl-32e",)))
+AS_IT_IS = DataConfig(
+    balance=BalanceConfig(enabled=False),
+    augment=AugmentConfig(flip_x=False, flip_y=False, rotation_rad=(0.0, 0.0), scale=(1.0, 1.0)),
+)
 
 
 def batches(uri, config=CONFIG, *, seed=0, epoch=0, size=4, **options):
@@ -47,7 +51,7 @@ def samples(parts):
 
 def test_frames_arrive_as_they_were_written(uri):
     dataset, labels = open_dataset(uri), open_occupancy(uri, "default")
-    parts = batches(uri, evaluation_config(CONFIG), shuffle=False)
+    parts = batches(uri, AS_IT_IS, shuffle=False)
     assert [name for batch in parts for name in batch.frames][:11] == [
         f"{s}/{i:03d}" for s, count in (("a", 7), ("b", 4)) for i in range(count)
     ]
@@ -95,7 +99,7 @@ def test_subset_of_sequences(uri):
 
 def test_labels_are_cropped_to_the_recipes_grid(uri, grid):
     inner = VoxelGrid((-4.0, -4.0, -2.2), (0.4, 0.4, 0.4), (20, 20, 8))
-    (batch,) = batches(uri, evaluation_config(CONFIG), size=1, shuffle=False, sequences=["a"], grid=inner)[:1]
+    (batch,) = batches(uri, AS_IT_IS, size=1, shuffle=False, sequences=["a"], grid=inner)[:1]
     sweep = open_dataset(uri)[0]
     voxel, inside = inner.voxel_of(sweep.xyz)
     np.testing.assert_array_equal(batch.occupancy_index, np.unique(inner.linear(voxel[inside])))
@@ -104,8 +108,8 @@ def test_labels_are_cropped_to_the_recipes_grid(uri, grid):
         batches(uri, grid=replace(inner, lower_m=(-4.1, -4.0, -2.2)))
 
 
-def test_evaluation_config_changes_nothing(uri):
-    plain = evaluation_config(CONFIG)
+def test_without_augmentation_only_the_order_is_random(uri):
+    plain = AS_IT_IS
     assert samples(batches(uri, plain, seed=0)) != samples(batches(uri, plain, seed=1))  # the order
     first, second = (batches(uri, plain, seed=seed, shuffle=False) for seed in (0, 1))
     assert samples(first) == samples(second)
@@ -158,7 +162,7 @@ def test_frames_without_labels_are_counted(own_uri):
         writer.add_sequence("a", [labels.get("a", f"{i:03d}") for i in range(7)])
     assert len(batches(own_uri, replace(CONFIG, labels="some"), sequences=["a"])) >= 2
     with pytest.raises(DataError, match="4 of 11 frames have no labels in the set 'some', the first is b/000"):
-        batches(own_uri, evaluation_config(replace(CONFIG, labels="some")))
+        batches(own_uri, replace(AS_IT_IS, labels="some"))
 
 
 def test_labels_of_other_classes(own_uri):
