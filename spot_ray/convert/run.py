@@ -139,7 +139,6 @@ def _write_with_ray(
                 raise error.cause from None
             raise
         finally:
-            for reference in running:
-                ray.cancel(reference)
+            # Waited for, not cancelled: Ray 2.60 aborts the process when a task ends while it is being cancelled.
             if running:
                 ray.wait(list(running), num_returns=len(running))
