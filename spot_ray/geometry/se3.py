@@ -23,15 +23,15 @@ def from_yaw(yaw_rad: float, translation: npt.ArrayLike = (0.0, 0.0, 0.0)) -> Fl
 
 
 def from_quaternion(wxyz: npt.ArrayLike, translation: npt.ArrayLike = (0.0, 0.0, 0.0)) -> Float:
-    """Return the (4, 4) transform of a quaternion, w first (need not be normalised), and a translation (metres).
+    """Return the (4, 4) transform of a unit quaternion, w first, and a translation (metres).
 
     Raises:
-        ValueError: If the quaternion is zero or not finite.
+        ValueError: If the quaternion's norm is not 1 to 0.001: then it is no rotation, or its numbers are mixed up.
     """
     q = np.asarray(wxyz, dtype=np.float64)
     norm = float(np.linalg.norm(q))
-    if not np.isfinite(norm) or norm < 1e-9:
-        raise ValueError(f"not a rotation: quaternion {q.tolist()}")
+    if not np.isfinite(norm) or abs(norm - 1) > 1e-3:
+        raise ValueError(f"not a rotation: quaternion {q.tolist()} has the norm {norm:.4g}")
     w, x, y, z = q / norm
     rotation = [
         [1 - 2 * (y * y + z * z), 2 * (x * y - w * z), 2 * (x * z + w * y)],

@@ -84,7 +84,7 @@ class ReadFrame:
         self._info = info
         self._labels_grid = labels_grid
         self._grid = grid
-        self._columns = columns_for(list(dict.fromkeys(("xyz", *columns, "boxes"))))
+        self._columns = columns_for(list(dict.fromkeys(("xyz", *columns, "boxes"))), info)
 
     def __call__(self, slot: Slot, reader: ShardReader) -> Sample:
         """Return the sample, not yet changed by any operator.

@@ -10,7 +10,8 @@ from spot_ray.errors import DataError
 from spot_ray.schema.sensors import LidarSpec
 from spot_ray.schema.taxonomy import Taxonomy
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""1: the first. 2: key frames, splits, 2D ignore boxes, several sequences a shard."""
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,11 @@ class DatasetInfo:
         lossless: Whether coordinates are stored as float32 and not quantised to 5 mm.
         licence: Licence of the data.
         provenance: Where the data came from.
+        sequences_a_shard: How many sequences share a file: more than one where a sequence is a frame or a few.
         schema_version: Version of the schema.
 
     Raises:
-        DataError: If the rig is empty or a `lidar_id` occurs twice.
+        DataError: If the rig is empty, a `lidar_id` occurs twice, or `sequences_a_shard` is not positive.
     """
 
     name: str
@@ -67,6 +69,7 @@ class DatasetInfo:
     lossless: bool = False
     licence: str = ""
     provenance: str = ""
+    sequences_a_shard: int = 1
     schema_version: int = SCHEMA_VERSION
 
     def __post_init__(self) -> None:
@@ -74,6 +77,10 @@ class DatasetInfo:
         ids = [lidar.lidar_id for lidar in self.rig]
         if not ids or len(set(ids)) != len(ids):
             raise DataError(f"lidar_ids of the rig are {ids}", where=f"dataset {self.name!r}", expected="unique ids")
+        if self.sequences_a_shard < 1:
+            raise DataError(
+                f"sequences_a_shard is {self.sequences_a_shard}", where=f"dataset {self.name!r}", expected="at least 1"
+            )
 
     def lidar(self, lidar_id: int) -> LidarSpec:
         """Return the LiDAR of an id.

@@ -15,10 +15,12 @@ SWEEP_MANIFEST = pa.schema(
         pa.field("num_points", pa.int32(), nullable=False),
         pa.field("class_point_counts", pa.list_(pa.int64())),
         pa.field("class_box_counts", pa.list_(pa.int64())),
+        pa.field("keyframe", pa.bool_(), nullable=False),
+        pa.field("split", pa.string()),
     ]
 )
 """`shard` is relative to the dataset; the counts are by source class, in the order of the taxonomy's `sources`; null
-where the frame has no point labels or no boxes."""
+where the frame has no point labels or no boxes. Parts of schema version 1 lack `keyframe` (all are) and `split`."""
 
 OCCUPANCY_MANIFEST = pa.schema(
     [

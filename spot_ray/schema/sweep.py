@@ -125,6 +125,9 @@ class Sweep:
         sweep_pose_time_offset_ns: (P,) int64 times of the poses within the sweep, or None.
         sweep_poses: (P, 4, 4) float64 `world_SE3_ego` at those times, or None.
         calibration: The source's camera calibration and image sizes as JSON text, or None.
+        ignore_boxes_2d: (K, 4) float32 left, top, right, bottom in pixels in which nothing counts, or None.
+        keyframe: False for a sweep that the source recorded between the frames that it annotates.
+        split: The source's official split that the sequence belongs to (`train`, `val`, `test` …), or None.
 
     Raises:
         DataError: If an id is empty, a column is no array of numbers, the columns disagree in length, a coordinate is
@@ -152,6 +155,9 @@ class Sweep:
     sweep_pose_time_offset_ns: npt.NDArray[np.int64] | None = None
     sweep_poses: npt.NDArray[np.float64] | None = None
     calibration: str | None = None
+    ignore_boxes_2d: npt.NDArray[np.float32] | None = None
+    keyframe: bool = True
+    split: str | None = None
 
     def __post_init__(self) -> None:
         """Check what every later stage relies on."""

@@ -7,7 +7,9 @@ conversion: :meth:`Taxonomy.lookup` maps them on reading.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +20,9 @@ EMPTY = 0
 IGNORE = 255
 UNLABELLED_SOURCE = 65535
 """Source class id of a point that its source left without a label."""
+
+Task = Literal["detection", "segmentation"]
+"""The downstream tasks that datasets have benchmarks of."""
 
 
 @dataclass(frozen=True)
@@ -49,11 +54,15 @@ class SourceClass:
         id: 0 to 65534.
         name: The source's own name of it.
         target: The name of the taxonomy's class that it maps to, or None: unlabelled.
+        detection: The name of the detection benchmark's class that it counts as, or None: not scored.
+        segmentation: The name of the segmentation benchmark's class that it counts as, or None: not scored.
     """
 
     id: int
     name: str
     target: str | None
+    detection: str | None = None
+    segmentation: str | None = None
 
 
 @dataclass(frozen=True)
@@ -64,15 +73,19 @@ class Taxonomy:
         name: Name of the taxonomy.
         classes: The classes; the first has id 1.
         sources: All source ids that points and boxes may carry. Boxes and points share the ids.
+        detection_classes: What the dataset's detection benchmark scores, in its order; the first has id 1.
+        segmentation_classes: What its segmentation benchmark scores, in its order; the first has id 1.
 
     Raises:
-        DataError: If a name or id occurs twice, a target is not a class or not a labelled one, or there are no or more
-            than 254 classes.
+        DataError: If a name or id occurs twice, a target is not a class or not a labelled one, a class of a benchmark
+            is unknown or has no source class, or there are no or more than 254 classes.
     """
 
     name: str
     classes: tuple[SemanticClass, ...]
     sources: tuple[SourceClass, ...]
+    detection_classes: tuple[str, ...] = ()
+    segmentation_classes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Check names, ids and targets."""
@@ -100,6 +113,27 @@ class Taxonomy:
                     where=where,
                     expected="a class that is `labelled`, or None",
                 )
+        self._check_benchmark("detection")
+        self._check_benchmark("segmentation")
+
+    def _check_benchmark(self, task: Task) -> None:
+        names: tuple[str, ...] = getattr(self, f"{task}_classes")
+        used = {getattr(source, task) for source in self.sources} - {None}
+        where = f"taxonomy {self.name!r}"
+        if len(set(names)) != len(names) or len(names) > 254:
+            raise DataError(f"{task}_classes are {list(names)}", where=where, expected="up to 254 unique names")
+        if used - set(names):
+            raise DataError(
+                f"a source class counts as {sorted(used - set(names))[0]!r}",
+                where=where,
+                expected=f"one of {task}_classes: {', '.join(names)}",
+            )
+        if set(names) - used:
+            raise DataError(
+                f"no source class counts as {sorted(set(names) - used)[0]!r}",
+                where=where,
+                expected=f"at least one for each of {task}_classes",
+            )
 
     @classmethod
     def from_classes(cls, name: str, classes: tuple[SemanticClass, ...]) -> Taxonomy:
@@ -131,11 +165,15 @@ class Taxonomy:
 
     def lookup(self) -> npt.NDArray[np.uint8]:
         """Return the (65536,) uint8 table from source id to class id 1 to N; 255 where unlabelled or unknown."""
-        table = np.full(65536, IGNORE, dtype=np.uint8)
-        for source in self.sources:
-            if source.target is not None:
-                table[source.id] = self.id_of(source.target)
-        return table
+        return _table({source.id: source.target for source in self.sources}, self.class_names)
+
+    def benchmark_lookup(self, task: Task) -> npt.NDArray[np.uint8]:
+        """Return the (65536,) uint8 table from source id to the benchmark's class id 1 to N; 255 where not scored.
+
+        Args:
+            task: `detection` or `segmentation`: N is the length of `detection_classes` or `segmentation_classes`.
+        """
+        return _table({source.id: getattr(source, task) for source in self.sources}, getattr(self, f"{task}_classes"))
 
     def class_counts(self, counts_by_source: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
         """Return counts by class from counts by source class.
@@ -151,6 +189,14 @@ class Taxonomy:
             if source.target is not None:
                 result[..., self.id_of(source.target)] += counts_by_source[..., i]
         return result
+
+
+def _table(names_of: Mapping[int, str | None], names: tuple[str, ...]) -> npt.NDArray[np.uint8]:
+    table = np.full(65536, IGNORE, dtype=np.uint8)
+    for source_id, name in names_of.items():
+        if name is not None:
+            table[source_id] = names.index(name) + 1
+    return table
 
 
 _PAPER_COLORS = {

@@ -40,6 +40,8 @@ _SCALARS = (
     pa.field("sweep_poses", pa.list_(pa.float64())),
     pa.field("calibration", pa.string()),
     pa.field("xyz_scale_m", pa.float64(), nullable=False),
+    pa.field("keyframe", pa.bool_(), nullable=False),
+    pa.field("split", pa.string()),
 )
 _BOXES = (
     pa.field("boxes", pa.list_(pa.float32())),
@@ -48,9 +50,9 @@ _BOXES = (
     pa.field("box_attribute", pa.list_(pa.string())),
     *(pa.field(f"box_{name}", pa.list_(pa.from_numpy_dtype(dtype))) for name, (dtype, _) in BOX_COLUMNS.items()),
     pa.field("ignore_regions", pa.list_(pa.float32())),
+    pa.field("ignore_boxes_2d", pa.list_(pa.float32())),
 )
-SCALAR_COLUMNS = tuple(f.name for f in _SCALARS)
-BOX_COLUMN_NAMES = tuple(f.name for f in _BOXES)
+_SINCE_VERSION_2 = frozenset({"keyframe", "split", "ignore_boxes_2d"})
 
 OCCUPANCY_SCHEMA = pa.schema(
     [
@@ -71,14 +73,16 @@ def sweep_schema(info: DatasetInfo) -> pa.Schema:
     return pa.schema([*_SCALARS, *_BOXES, *(pa.field(name, pa.binary()) for name in blobs)])
 
 
-def columns_for(names: Sequence[str]) -> list[str]:
+def columns_for(names: Sequence[str], info: DatasetInfo) -> list[str]:
     """Return the Parquet columns that hold the given names in memory.
 
     Args:
-        names: Of `xyz`, the point columns, `extra.NAME`, and `boxes` (with `ignore_regions`).
+        names: Of `xyz`, the point columns, `extra.NAME`, and `boxes` (with the ignore regions).
+        info: The dataset; one of an earlier schema version lacks what was added since.
     """
-    blobs = [name for name in names if name != "boxes"]
-    return [*SCALAR_COLUMNS, *(BOX_COLUMN_NAMES if "boxes" in names else ()), *blobs]
+    fields = (*_SCALARS, *(_BOXES if "boxes" in names else ()))
+    absent = _SINCE_VERSION_2 if info.schema_version < 2 else frozenset()
+    return [*(f.name for f in fields if f.name not in absent), *(name for name in names if name != "boxes")]
 
 
 def encode_sweep(sweep: Sweep, info: DatasetInfo) -> dict[str, Any]:
@@ -110,7 +114,12 @@ def encode_sweep(sweep: Sweep, info: DatasetInfo) -> dict[str, Any]:
         "calibration": sweep.calibration,
         "xyz_scale_m": scale,
         "xyz": xyz,
+        "keyframe": sweep.keyframe,
+        "split": sweep.split,
         "ignore_regions": None if sweep.ignore_regions is None else sweep.ignore_regions.astype(np.float32).reshape(-1),
+        "ignore_boxes_2d": None
+        if sweep.ignore_boxes_2d is None
+        else sweep.ignore_boxes_2d.astype(np.float32).reshape(-1),
         **_encode_boxes(sweep.boxes, sweep.name),
     }
     for name, dtype in POINT_DTYPES.items():
@@ -140,7 +149,7 @@ def decode_sweep(table: pa.Table, row: int, info: DatasetInfo) -> Sweep:
         return None if scalar is None or not scalar.is_valid else scalar.values.to_numpy(zero_copy_only=False)
 
     pose, poses = numbers("world_SE3_ego"), numbers("sweep_poses")
-    ignore = numbers("ignore_regions")
+    ignore, ignore_2d = numbers("ignore_regions"), numbers("ignore_boxes_2d")
     return Sweep(
         sequence_id=value["sequence_id"].as_py(),
         frame_id=value["frame_id"].as_py(),
@@ -153,6 +162,9 @@ def decode_sweep(table: pa.Table, row: int, info: DatasetInfo) -> Sweep:
         sweep_pose_time_offset_ns=numbers("sweep_pose_time_offset_ns"),
         sweep_poses=None if poses is None else poses.reshape(-1, 4, 4),
         calibration=value["calibration"].as_py(),
+        ignore_boxes_2d=None if ignore_2d is None else ignore_2d.reshape(-1, 4),
+        keyframe=value["keyframe"].as_py() if info.schema_version >= 2 else True,
+        split=value["split"].as_py() if info.schema_version >= 2 else None,
         extra={
             extra: np.frombuffer(value[EXTRA + extra].as_buffer(), dtype=column.dtype)
             for extra, column in info.extra.items()
@@ -283,7 +295,7 @@ def _count(source_class: npt.NDArray[np.uint16], info: DatasetInfo, where: str) 
 
 def _encode_boxes(boxes: Boxes | None, where: str) -> dict[str, Any]:
     if boxes is None:
-        return dict.fromkeys(BOX_COLUMN_NAMES[:-1])
+        return dict.fromkeys(f.name for f in _BOXES if f.name.startswith("box"))
     row: dict[str, Any] = {
         "boxes": boxes.boxes.astype(np.float32).reshape(-1),
         "box_source_class": boxes.source_class.astype(np.uint16),

@@ -222,7 +222,7 @@ class Dataset:
             raise IndexError(f"frame {i} of {len(self)}")
         i %= len(self)
         shard, row_group, row = (self.manifest.column(c)[i].as_py() for c in ("shard", "row_group", "row"))
-        names = columns_for(list(dict.fromkeys(("xyz", *columns))))
+        names = columns_for(list(dict.fromkeys(("xyz", *columns))), self.info)
         return decode_sweep(self._reader.read(shard, row_group, names), row, self.info)
 
     @property

@@ -14,6 +14,9 @@ import pyarrow.parquet as pq
 from spot_ray.errors import DataError
 from spot_ray.storage import uri as uris
 
+_BEFORE_VERSION_2 = {"keyframe": pa.scalar(True), "split": pa.scalar(None, pa.string())}
+"""What holds of the frames in a part of schema version 1, which has no such columns."""
+
 
 def append_part(folder: str, rows: pa.Table) -> str:
     """Write rows as a new part of the manifest in `folder` and return its name; from then on they are visible."""
@@ -36,7 +39,11 @@ def read_parts(folder: str, schema: pa.Schema, parts: list[str]) -> pa.Table:
         try:
             file = pq.ParquetFile(io.BytesIO(uris.read_bytes(uris.join(folder, part))))
             # Alone: threads of Arrow that a short-lived process has just started can abort it at its end.
-            tables.append(file.read(use_threads=False).select(schema.names))
+            table = file.read(use_threads=False)
+            for name, value in _BEFORE_VERSION_2.items():
+                if name in schema.names and name not in table.column_names:
+                    table = table.append_column(schema.field(name), pa.repeat(value, table.num_rows))
+            tables.append(table.select(schema.names))
         except (pa.ArrowInvalid, KeyError) as error:
             raise DataError(
                 f"cannot read a part of the manifest: {error}",

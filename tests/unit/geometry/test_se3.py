@@ -9,9 +9,9 @@ def test_a_quarter_turn_takes_x_to_y_then_moves():
     np.testing.assert_allclose(se3.transform_points(a_SE3_b, np.array([[1.0, 2.0, 3.0]])), [[8, 21, 33]], atol=1e-12)
 
 
-def test_quaternions_w_first_and_of_any_length():
+def test_unit_quaternions_w_first():
     # 120 degrees about (1, 1, 1) takes x to y, y to z and z to x.
-    a_SE3_b = se3.from_quaternion([2, 2, 2, 2], (1, 0, 0))
+    a_SE3_b = se3.from_quaternion([0.5, 0.5, 0.5, 0.5], (1, 0, 0))
     np.testing.assert_allclose(se3.transform_points(a_SE3_b, np.eye(3)), [[1, 1, 0], [1, 0, 1], [2, 0, 0]], atol=1e-12)
     yaw = 0.7
     np.testing.assert_allclose(
@@ -19,14 +19,14 @@ def test_quaternions_w_first_and_of_any_length():
     )
 
 
-@pytest.mark.parametrize("wxyz", [[0, 0, 0, 0], [np.nan, 0, 0, 1]])
-def test_a_zero_or_broken_quaternion_is_no_rotation(wxyz):
+@pytest.mark.parametrize("wxyz", [[0, 0, 0, 0], [np.nan, 0, 0, 1], [0.9, 0.5, 0, 0]])
+def test_a_quaternion_that_has_not_the_norm_1_is_no_rotation(wxyz):
     with pytest.raises(ValueError, match="not a rotation"):
         se3.from_quaternion(wxyz)
 
 
 def test_the_inverse_undoes_a_transform():
-    a_SE3_b = se3.from_quaternion([0.9, 0.1, -0.3, 0.2], (5, -4, 3))
+    a_SE3_b = se3.from_quaternion([0.9, 0.1, -0.3, 0.3], (5, -4, 3))
     np.testing.assert_allclose(se3.invert(a_SE3_b), np.linalg.inv(a_SE3_b), atol=1e-12)
 
 

@@ -16,6 +16,10 @@ TAN_INC = np.tan(np.radians(np.linspace(-25.0, 15.0, 41)))
 AZIMUTH = np.pi - (np.arange(COLUMNS) + 0.5) * 2 * np.pi / COLUMNS
 
 
+def _unit(quaternion: np.ndarray) -> np.ndarray:
+    return quaternion / np.linalg.norm(quaternion)
+
+
 def _directions() -> np.ndarray:
     inclination = np.arctan(TAN_INC)
     return np.stack(
@@ -45,7 +49,9 @@ def _solids(rng: np.random.Generator, count: int) -> Solids:
         parts.append((Part(kind, (0.0, 0.0, 0.0), tuple(rng.uniform(0.1, 2.0, 3).tolist()), Material.METAL), n))
     poses = np.stack(
         [
-            se3.from_quaternion(rng.normal(size=4), [*(rng.choice([-1, 1], 2) * rng.uniform(4, 12, 2)), rng.normal()])
+            se3.from_quaternion(
+                _unit(rng.normal(size=4)), [*(rng.choice([-1, 1], 2) * rng.uniform(4, 12, 2)), rng.normal()]
+            )
             for _ in range(count)
         ]
     )
@@ -127,7 +133,7 @@ def test_overlap_agrees_with_dense_samples(kind: int) -> None:
     overlapping = 0
     for _ in range(150):
         part = Part(kind, (0.0, 0.0, 0.0), tuple(rng.uniform(0.03, 0.8, 3).tolist()), Material.METAL)
-        solids = Solids.of_parts([(part, 0)]).transformed(se3.from_quaternion(rng.normal(size=4)))
+        solids = Solids.of_parts([(part, 0)]).transformed(se3.from_quaternion(_unit(rng.normal(size=4))))
         at = rng.normal(size=3) * 0.5
         truth = overlaps(kind, solids.axes[0], solids.half[0], at[0], at[1], at[2], reach)
         if _is_inside(solids, 0, cube + at).any():
