@@ -8,7 +8,7 @@ LIGHT := $(VENV)/.light
 TRAIN := $(VENV)/.train
 DEV := $(VENV)/.dev
 
-.PHONY: demo test test-long lint format clean
+.PHONY: demo test test-long test-waymo lint format clean
 
 demo: STARTED := $(shell date +%s)
 demo: $(LIGHT)
@@ -17,10 +17,14 @@ demo: $(LIGHT)
 	$(BIN)/spot-ray demo --started $(STARTED)
 
 test: lint
-	$(BIN)/python -m pytest tests -m "not slow"
+	$(BIN)/python -m pytest tests -m "not slow and not waymo_oracle"
 
 test-long: $(DEV)
 	$(BIN)/python -m pytest tests -m slow --timeout 3000
+
+# Compares with Waymo's own package, which the test installs in a virtual environment of its own, .venv-waymo (2.8 GB).
+test-waymo: $(DEV)
+	$(BIN)/python -m pytest tests -m waymo_oracle --timeout 3000
 
 lint: $(DEV)
 	$(BIN)/ruff check .
