@@ -1,22 +1,29 @@
-"""Convert a raw log to a dataset, many sequences at a time."""
+"""Convert a raw log to a dataset, a task a sequence, on all cores or a cluster; stopped and started, it goes on."""
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.util
-from collections.abc import Callable, Generator
+import time
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from spot_ray.convert.source import Source, find_source
-from spot_ray.errors import DataError, InstallError, SpotRayError
+from spot_ray.config.load import suggestion
+from spot_ray.convert._write import OnBadFrame, Stopped, WriteOptions, write_unit
+from spot_ray.convert.source import Source, open_by_name
+from spot_ray.errors import ConfigError, DataError, InstallError, SpotRayError
 from spot_ray.schema.dataset import DatasetInfo
 from spot_ray.session import ray_session
-from spot_ray.storage.dataset import DatasetWriter
-from spot_ray.storage.sequence import SequenceWriter
+from spot_ray.storage.ingest import Ingest, Unit
+from spot_ray.storage.manifest import Notes, SetAside
 
 if TYPE_CHECKING:
     import pyarrow as pa
+    import ray
+
+_REPORT_EVERY_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -25,120 +32,279 @@ class ConvertReport:
 
     Args:
         uri: The dataset.
-        num_sequences: Sequences.
-        num_frames: Frames.
-        num_points: Points of all frames.
+        num_sequences: Sequences that were added.
+        num_frames: Their frames.
+        num_points: Points of all these frames.
+        num_known: Sequences that were asked for and are in the dataset already.
+        set_aside: Frames that were left out because they are broken.
     """
 
     uri: str
     num_sequences: int
     num_frames: int
     num_points: int
+    num_known: int = 0
+    set_aside: tuple[SetAside, ...] = ()
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a conversion is.
+
+    Args:
+        num_sequences: Sequences that are finished.
+        of_sequences: Sequences that are to be written.
+        num_frames: Frames read so far, in this run.
+        seconds: Since the run began.
+    """
+
+    num_sequences: int
+    of_sequences: int
+    num_frames: int
+    seconds: float
 
 
 def convert(
     source_name: str,
     *,
     source: str,
-    version: str | None,
     uri: str,
+    version: str | None = None,
+    options: Mapping[str, str] | None = None,
+    sequences: Sequence[str] | None = None,
+    limit: int | None = None,
+    on_bad_frame: OnBadFrame = "fail",
+    relative_poses: bool = False,
+    lossless: bool = False,
     num_workers: int | None = None,
-    on_sequence: Callable[[str, int], None] | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
 ) -> ConvertReport:
-    """Write a raw log as a dataset; either all of it becomes visible, or nothing.
+    """Write a raw log as a dataset, or add it to one.
+
+    Sequences that are in the dataset already are left as they are, and those that a run before finished are not written
+    again. Sequences become visible in blocks, each when it is whole; see :mod:`spot_ray.storage.ingest`.
 
     Args:
         source_name: `nuscenes`, or `my_package.module:function` of one's own.
         source: The folder of the raw log.
-        version: Which of the versions in the folder; None if it holds only one.
         uri: The dataset to write, or to add the sequences to.
+        version: Which of the versions in the folder; None if it holds only one.
+        options: Options of the source.
+        sequences: Only these, or None: all.
+        limit: Only so many of them, the first ones; None for all.
+        on_bad_frame: `fail` ends the conversion at a broken frame; `skip` sets the frame aside and goes on.
+        relative_poses: Whether poses are told from each sequence's first one, without the place on earth.
+        lossless: Store coordinates as float32 instead of in steps.
         num_workers: Sequences converted at a time, each in a Ray task; 1 works in this process, without Ray. None
             takes one a CPU of the cluster if Ray is installed, else 1. A single sequence needs no Ray.
-        on_sequence: Called with each sequence's name and number of frames when it is written, to show progress.
+        on_progress: Called about twice a second.
 
     Raises:
-        ConfigError: If there is no such source.
-        DataError: If the log is broken, or the folder at `uri` holds something else or these sequences.
+        ConfigError: If there is no such source, option or sequence.
+        DataError: If the log is broken, no frame could be converted, or the folder at `uri` holds something else.
         InstallError: If several workers are asked for and Ray is not installed.
     """
-    log = find_source(source_name)(source, version=version)
-    info = log.info()
-    sequences = log.sequences()
+    log = open_by_name(source_name, source, version=version, options=options)
+    log_info = log.info()
+    info = dataclasses.replace(log_info, lossless=lossless or log_info.lossless)
+    chosen = _choose(log.sequences(), sequences, limit)
     has_ray = importlib.util.find_spec("ray") is not None
     if num_workers is not None and num_workers > 1 and not has_ray:
         raise InstallError(
             "several workers need Ray, which is not installed",
             remedy="pip install 'spot_ray[train]', or convert with one worker",
         )
-    parallel = has_ray and len(sequences) > 1 and num_workers != 1
-    num_frames = num_points = 0
-    with DatasetWriter(
-        uri,
-        name=info.name,
-        rig=info.rig,
-        taxonomy=info.taxonomy,
-        extra=info.extra,
-        licence=info.licence,
-        provenance=info.provenance,
-        compression=info.compression,
-        lossless=info.lossless,
-    ) as writer:
-        for sequence_id in sequences:
-            writer.claim(sequence_id)
-        if parallel:
-            written = _write_with_ray(log, sequences, writer.uri, info, num_workers)
-        else:
-            written = ((s, write_sequence(log, s, writer.uri, info)) for s in sequences)
+    ingest = Ingest(uri, info, chosen)
+    work = _Work(log, ingest.uri, info, WriteOptions(on_bad_frame, relative_poses))
+    meter = _Meter(ingest.units, on_progress)
+    waiting = ingest.waiting
+    meter.finished(unit for unit in ingest.units if unit not in waiting)
+    parallel = has_ray and len(waiting) > 1 and num_workers != 1
+    written = _with_ray(work, waiting, num_workers, meter) if parallel else _in_process(work, waiting, meter)
+    tally = _Tally()
+    try:
+        tally.add(ingest.commit())
         with closing(written):
-            for sequence_id, rows in written:
-                writer.add_rows(rows)
-                num_frames += rows.num_rows
-                num_points += sum(rows.column("num_points").to_pylist())
-                if on_sequence is not None:
-                    on_sequence(sequence_id, rows.num_rows)
-    return ConvertReport(writer.uri, len(sequences), num_frames, num_points)
+            for unit in written:
+                tally.add(ingest.commit(unit))
+                meter.finished([unit])
+    except DataError as error:
+        kept = len(ingest.units) - len(ingest.waiting)
+        raise _with_way_on(error, kept, len(ingest.units), on_bad_frame) from None
+    finally:
+        ingest.close()
+    return tally.report(ingest)
 
 
-def write_sequence(log: Source, sequence_id: str, uri: str, info: DatasetInfo) -> pa.Table:
-    """Write one sequence's shards and return its manifest rows.
+@dataclass(frozen=True)
+class _Work:
+    """What all units share; it travels to Ray tasks."""
 
-    Raises:
-        DataError: If the source is broken or has no sweeps of the sequence.
-    """
-    with SequenceWriter(uri, info, sequence_id) as writer:
-        for sweep in log.read(sequence_id):
-            writer.add(sweep)
-        rows = writer.rows
-        if not rows.num_rows:
-            raise DataError("the sequence has no sweeps", where=sequence_id, remedy="leave it out of the source")
-        return rows
+    log: Source
+    uri: str
+    info: DatasetInfo
+    options: WriteOptions
+
+    def write(self, unit: Unit, on_frame: Callable[[], None]) -> None:
+        write_unit(self.log, unit, self.uri, self.info, self.options, on_frame)
 
 
-def _write_with_ray(
-    log: Source, sequences: tuple[str, ...], uri: str, info: DatasetInfo, num_workers: int | None
-) -> Generator[tuple[str, pa.Table], None, None]:
-    """Yield sequences and their manifest rows as they are written; when it ends, however it ends, no task runs."""
+class _Meter:
+    """Counts, and calls the user's `on_progress` about twice a second."""
+
+    def __init__(self, units: Sequence[Unit], on_progress: Callable[[Progress], None] | None) -> None:
+        self._of_sequences = sum(len(unit.sequences) for unit in units)
+        self._on_progress = on_progress
+        self._began = self._told = time.monotonic()
+        self._num_sequences = 0
+        self.num_frames = 0
+
+    def finished(self, units: Iterable[Unit]) -> None:
+        self._num_sequences += sum(len(unit.sequences) for unit in units)
+        self._tell()
+
+    def frames(self, number: int) -> None:
+        """Take in how many frames were read so far."""
+        self.num_frames = number
+        if time.monotonic() - self._told >= _REPORT_EVERY_S:
+            self._tell()
+
+    def _tell(self) -> None:
+        self._told = time.monotonic()
+        if self._on_progress is not None:
+            seconds = self._told - self._began
+            self._on_progress(Progress(self._num_sequences, self._of_sequences, self.num_frames, seconds))
+
+
+class _Tally:
+    """What has become visible."""
+
+    def __init__(self) -> None:
+        self._num_sequences = self._num_frames = self._num_points = 0
+        self._set_aside: list[SetAside] = []
+
+    def add(self, parts: Iterable[tuple[pa.Table, Notes]]) -> None:
+        for rows, notes in parts:
+            self._num_sequences += len(rows.column("sequence_id").unique())
+            self._num_frames += rows.num_rows
+            self._num_points += sum(rows.column("num_points").to_pylist())
+            self._set_aside += [frame for note in notes.values() for frame in note.set_aside]
+
+    def report(self, ingest: Ingest) -> ConvertReport:
+        if self._set_aside and not self._num_frames and not ingest.num_known:
+            first = self._set_aside[0]
+            raise DataError(
+                f"no frame could be converted; {len(self._set_aside)} were set aside, the first because: {first.what}",
+                where=first.where,
+            )
+        return ConvertReport(
+            uri=ingest.uri,
+            num_sequences=self._num_sequences,
+            num_frames=self._num_frames,
+            num_points=self._num_points,
+            num_known=ingest.num_known,
+            set_aside=tuple(self._set_aside),
+        )
+
+
+def _choose(known: tuple[str, ...], wanted: Sequence[str] | None, limit: int | None) -> tuple[str, ...]:
+    unknown = [name for name in wanted or () if name not in set(known)]
+    if unknown:
+        raise ConfigError(
+            f"the source has no sequence {unknown[0]!r}",
+            where="--sequences",
+            expected=f"one of its {len(known)} sequences",
+            remedy=suggestion(unknown[0], list(known[:100])),
+        )
+    if wanted is not None and not wanted:
+        raise ConfigError("no sequence is named", where="--sequences", expected="at least one")
+    chosen = known if wanted is None else tuple(name for name in known if name in set(wanted))
+    return chosen[:limit]
+
+
+def _with_way_on(error: DataError, kept: int, of_units: int, on_bad_frame: OnBadFrame) -> DataError:
+    ways = [error.remedy] if error.remedy else []
+    if on_bad_frame == "fail":
+        ways.append("to leave broken frames out: --on-bad-frame skip")
+    if kept:
+        ways.append(f"{kept} of {of_units} files are finished: the same command goes on from there")
+    return DataError(error.what, where=error.where, expected=error.expected, remedy="; ".join(ways))
+
+
+def _in_process(work: _Work, units: Sequence[Unit], meter: _Meter) -> Generator[Unit, None, None]:
+    for unit in units:
+        work.write(unit, lambda: meter.frames(meter.num_frames + 1))
+        yield unit
+
+
+class _Monitor:
+    """An actor that the tasks tell how far they are, and that tells them when to stop."""
+
+    def __init__(self) -> None:
+        self._num_frames = 0
+        self._stopped = False
+
+    def report(self, num_frames: int) -> bool:
+        """Count frames; returns whether to go on."""
+        self._num_frames += num_frames
+        return not self._stopped
+
+    def num_frames(self) -> int:
+        return self._num_frames
+
+    def stop(self) -> None:
+        self._stopped = True
+
+
+def _write_reporting(work: _Work, unit: Unit, monitor: ray.actor.ActorHandle) -> None:
+    """Write a unit in a Ray task."""
+    import ray
+
+    count, told = 0, time.monotonic()
+
+    def on_frame() -> None:
+        nonlocal count, told
+        count += 1
+        if time.monotonic() - told >= _REPORT_EVERY_S:
+            if not ray.get(monitor.report.remote(count)):
+                raise Stopped
+            count, told = 0, time.monotonic()
+
+    work.write(unit, on_frame)
+    ray.get(monitor.report.remote(count))
+
+
+def _with_ray(
+    work: _Work, units: Sequence[Unit], num_workers: int | None, meter: _Meter
+) -> Generator[Unit, None, None]:
+    """Yield units as they are written; when it ends, however it ends, no task runs."""
     import ray
 
     with ray_session():
         limit = num_workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
-        task = ray.remote(write_sequence)
-        shared = ray.put(log)
-        waiting = list(reversed(sequences))
-        running: dict[ray.ObjectRef, str] = {}
+        task = ray.remote(_write_reporting)
+        monitor = ray.remote(num_cpus=0)(_Monitor).remote()
+        shared = ray.put(work)
+        waiting = list(reversed(units))
+        running: dict[ray.ObjectRef, Unit] = {}
         try:
             while waiting or running:
                 while waiting and len(running) < limit:
-                    sequence_id = waiting.pop()
-                    running[task.remote(shared, sequence_id, uri, info)] = sequence_id
-                done, _ = ray.wait(list(running), num_returns=1)
-                rows = ray.get(done[0])
-                yield running.pop(done[0]), rows
+                    unit = waiting.pop()
+                    running[task.remote(shared, unit, monitor)] = unit
+                done, _ = ray.wait(list(running), num_returns=1, timeout=_REPORT_EVERY_S)
+                meter.frames(ray.get(monitor.num_frames.remote()))
+                for reference in done:
+                    ray.get(reference)
+                    yield running.pop(reference)
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, SpotRayError):
                 raise error.cause from None
             raise
         finally:
-            # Waited for, not cancelled: Ray 2.60 aborts the process when a task ends while it is being cancelled.
+            # Asked to stop and waited for, not cancelled: Ray 2.60 aborts this process when a task ends while it is
+            # being cancelled.
             if running:
+                ray.get(monitor.stop.remote())
                 ray.wait(list(running), num_returns=len(running))
+            ray.kill(monitor)

@@ -188,7 +188,7 @@ def _commit(
         commit_occupancy(dataset.uri, info, tables)
     except BaseException:
         folder = uris.join(label_set_uri(dataset.uri, name), "shards")
-        uris.remove_files(uris.join(folder, shard_name(s)) for s in sequences)
+        uris.remove_files(uris.join(folder, shard_name([s])) for s in sequences)
         raise
     return total
 

@@ -8,7 +8,7 @@ from types import TracebackType
 
 import pyarrow as pa
 
-from spot_ray.config.load import from_json, suggestion, to_json
+from spot_ray.config.load import from_json, suggestion
 from spot_ray.errors import DataError
 from spot_ray.schema.dataset import SCHEMA_VERSION, DatasetInfo, ExtraColumn
 from spot_ray.schema.manifest import SWEEP_MANIFEST
@@ -18,8 +18,9 @@ from spot_ray.schema.taxonomy import Taxonomy
 from spot_ray.storage import manifest
 from spot_ray.storage import uri as uris
 from spot_ray.storage.codec import EXTRA, columns_for, decode_sweep
-from spot_ray.storage.sequence import SequenceWriter, remove_sequence
-from spot_ray.storage.shards import ShardReader
+from spot_ray.storage.description import FILE, describes_new, write_description
+from spot_ray.storage.sequence import SequenceWriter, remove_shards
+from spot_ray.storage.shards import ShardReader, shard_stem
 
 
 class DatasetWriter:
@@ -67,29 +68,13 @@ class DatasetWriter:
             licence=licence,
             provenance=provenance,
         )
-        # Made now: what cannot be written should fail before the first sweep.
-        self._description = to_json(self.info).encode()
-        self._is_new = not uris.exists(uris.join(self.uri, "dataset.json"))
-        self._done: set[str] = set()
-        if self._is_new:
-            others = uris.list_dir(self.uri)
-            if others:
-                raise DataError(
-                    f"the folder is not empty and holds no dataset (it has {', '.join(others[:3])})",
-                    where=self.uri,
-                    remedy="give an empty or a new folder",
-                )
-        else:
-            existing = open_dataset(self.uri)
-            if existing.info != self.info:
-                raise DataError(
-                    "the folder holds a dataset with another name, rig, taxonomy, columns, codec or source",
-                    where=self.uri,
-                    remedy="write into another folder, or give the same as its dataset.json",
-                )
-            self._done = set(existing.sequences)
+        # Checked now: what cannot be written should fail before the first sweep.
+        self._is_new = describes_new(self.uri, self.info)
+        folder = uris.join(self.uri, "manifest")
+        rows = manifest.read_parts(folder, SWEEP_MANIFEST, manifest.list_parts(folder))
+        self._done = set(rows.column("sequence_id").unique().to_pylist())
         self._sequence: SequenceWriter | None = None
-        self._claimed: list[str] = []
+        self._stems: list[str] = []
         self._rows: list[pa.Table] = []
 
     def add(self, sweep: Sweep) -> None:
@@ -98,32 +83,18 @@ class DatasetWriter:
         Raises:
             DataError: If it contradicts the dataset (class ids, LiDAR ids, extra columns), or comes out of order.
         """
-        if self._sequence is None or sweep.sequence_id != self._sequence.sequence_id:
+        if self._sequence is None or sweep.sequence_id not in self._sequence.sequences:
             self._finish_sequence()
-            self.claim(sweep.sequence_id)
-            self._sequence = SequenceWriter(self.uri, self.info, sweep.sequence_id)
+            if sweep.sequence_id in self._done:
+                raise DataError(
+                    f"sequence {sweep.sequence_id!r} is already in the dataset",
+                    where=self.uri,
+                    expected="all frames of a sequence together, each sequence once",
+                )
+            self._done.add(sweep.sequence_id)
+            self._sequence = SequenceWriter(self.uri, self.info, [sweep.sequence_id])
+            self._stems.append(shard_stem([sweep.sequence_id]))
         self._sequence.add(sweep)
-
-    def claim(self, sequence_id: str) -> None:
-        """Announce a sequence that another process writes with a `SequenceWriter`; :meth:`add_rows` brings it in.
-
-        If the block fails, the files of claimed sequences are removed too: no process may still write then.
-
-        Raises:
-            DataError: If the dataset has the sequence already.
-        """
-        if sequence_id in self._done:
-            raise DataError(
-                f"sequence {sequence_id!r} is already in the dataset",
-                where=self.uri,
-                expected="all frames of a sequence together, each sequence once",
-            )
-        self._done.add(sequence_id)
-        self._claimed.append(sequence_id)
-
-    def add_rows(self, rows: pa.Table) -> None:
-        """Bring in what another process wrote of a claimed sequence: the rows of its `SequenceWriter`."""
-        self._rows.append(rows)
 
     def __enter__(self) -> DatasetWriter:
         """Return itself."""
@@ -150,7 +121,7 @@ class DatasetWriter:
         if not rows.num_rows:
             raise DataError("no sweep was written", where=self.uri, remedy="add at least one")
         if self._is_new:
-            uris.write_bytes(uris.join(self.uri, "dataset.json"), self._description)
+            write_description(self.uri, self.info)
         manifest.append_part(uris.join(self.uri, "manifest"), rows)
 
     def _finish_sequence(self) -> None:
@@ -162,12 +133,12 @@ class DatasetWriter:
     def _remove(self) -> None:
         if self._sequence is not None:
             with contextlib.suppress(OSError):  # a full disk, on which it could not be finished either
-                self._sequence.close()
+                self._sequence.abort()
         folder = uris.join(self.uri, "shards")
-        for sequence_id in self._claimed:
-            remove_sequence(self.uri, sequence_id)
+        for stem in self._stems:
+            remove_shards(self.uri, stem)
         if self._is_new:
-            uris.remove_files([uris.join(self.uri, "dataset.json")])
+            uris.remove_files([uris.join(self.uri, FILE)])
         if self._is_new and not uris.list_dir(folder):
             uris.remove_tree(folder)
             if not uris.list_dir(self.uri):
@@ -288,7 +259,7 @@ def open_dataset(uri: str, *, snapshot: str | None = None, parts: Sequence[str] 
         DataError: If there is no dataset, or one of a newer version.
     """
     root = uris.absolute(uri)
-    where = uris.join(root, "dataset.json")
+    where = uris.join(root, FILE)
     if not uris.exists(where):
         what = "the folder is no dataset: it has no dataset.json" if uris.exists(root) else "no such folder"
         raise DataError(

@@ -1,11 +1,18 @@
-"""Manifest parts and snapshots: what is listed exists, what is not listed yet is invisible."""
+"""Manifest parts and snapshots: what is listed exists, what is not listed yet is invisible.
+
+A part is named by a hash of its content: to write the same one again changes nothing, and a conversion that was stopped
+and gone on with leaves the same files as one that was not. Beside its rows it holds notes on the sequences: the hash of
+the source files and the frames that were set aside.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
-import time
-import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -14,46 +21,113 @@ import pyarrow.parquet as pq
 from spot_ray.errors import DataError
 from spot_ray.storage import uri as uris
 
+_NOTES = b"spot_ray.notes"
 _BEFORE_VERSION_2 = {"keyframe": pa.scalar(True), "split": pa.scalar(None, pa.string())}
 """What holds of the frames in a part of schema version 1, which has no such columns."""
 
 
-def append_part(folder: str, rows: pa.Table) -> str:
-    """Write rows as a new part of the manifest in `folder` and return its name; from then on they are visible."""
-    name = f"part-{time.time_ns():020d}-{uuid.uuid4().hex[:8]}.parquet"
+@dataclass(frozen=True)
+class SetAside:
+    """A frame that a conversion left out because it is broken.
+
+    Args:
+        sequence_id: Its sequence.
+        frame_id: The frame; None: all that would have followed in the sequence.
+        what: What is wrong with it, in one line.
+        where: The file.
+    """
+
+    sequence_id: str
+    frame_id: str | None
+    what: str
+    where: str
+
+
+@dataclass(frozen=True)
+class SequenceNotes:
+    """What is known of a sequence beside its frames.
+
+    Args:
+        source_hash: Hash of the source's files that it was read from; None if its source does not tell.
+        set_aside: Its frames that were left out.
+    """
+
+    source_hash: str | None
+    set_aside: tuple[SetAside, ...] = ()
+
+
+Notes = Mapping[str, SequenceNotes]
+"""By sequence id."""
+
+
+def encode_part(rows: pa.Table, notes: Notes) -> bytes:
+    """Return the file of a manifest part."""
+    text = json.dumps({name: asdict(value) for name, value in sorted(notes.items())})
     sink = io.BytesIO()
-    pq.write_table(rows, sink, compression="zstd")
-    uris.write_bytes(uris.join(folder, name), sink.getvalue())
+    pq.write_table(rows.replace_schema_metadata({_NOTES: text}), sink, compression="zstd")
+    return sink.getvalue()
+
+
+def decode_part(content: bytes, schema: pa.Schema, where: str) -> tuple[pa.Table, dict[str, SequenceNotes]]:
+    """Return the rows and notes of a manifest part.
+
+    Raises:
+        DataError: If it is damaged.
+    """
+    try:
+        # Alone: threads of Arrow that a short-lived process has just started can abort it at its end.
+        table = pq.ParquetFile(io.BytesIO(content)).read(use_threads=False)
+        for name, value in _BEFORE_VERSION_2.items():
+            if name in schema.names and name not in table.column_names:
+                table = table.append_column(schema.field(name), pa.repeat(value, table.num_rows))
+        rows = table.select(schema.names).replace_schema_metadata(None).cast(schema)
+        return rows, _parse_notes((table.schema.metadata or {}).get(_NOTES, b"{}"))
+    except (pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"cannot read a part of the manifest: {error}",
+            where=where,
+            remedy="the file is damaged: copy the whole folder again, or write it anew",
+        ) from None
+
+
+def append_part(folder: str, rows: pa.Table, notes: Notes | None = None) -> str:
+    """Write rows as a part of the manifest in `folder` and return its name; from then on they are visible."""
+    content = encode_part(rows, notes or {})
+    name = f"part-{hashlib.blake2b(content, digest_size=16).hexdigest()}.parquet"
+    uris.write_bytes(uris.join(folder, name), content)
     return name
 
 
 def list_parts(folder: str) -> list[str]:
-    """Return the names of all parts, in the order in which they were written."""
+    """Return the names of all parts, sorted."""
     return [name for name in uris.list_dir(folder) if name.startswith("part-")]
 
 
-def read_parts(folder: str, schema: pa.Schema, parts: list[str]) -> pa.Table:
-    """Return the rows of the given parts, sorted by sequence and then by time or frame."""
-    tables = [schema.empty_table()]
-    for part in parts:
-        try:
-            file = pq.ParquetFile(io.BytesIO(uris.read_bytes(uris.join(folder, part))))
-            # Alone: threads of Arrow that a short-lived process has just started can abort it at its end.
-            table = file.read(use_threads=False)
-            for name, value in _BEFORE_VERSION_2.items():
-                if name in schema.names and name not in table.column_names:
-                    table = table.append_column(schema.field(name), pa.repeat(value, table.num_rows))
-            tables.append(table.select(schema.names))
-        except (pa.ArrowInvalid, KeyError) as error:
-            raise DataError(
-                f"cannot read a part of the manifest: {error}",
-                where=uris.join(folder, part),
-                remedy="the file is damaged: copy the whole folder again, or write it anew",
-            ) from None
-    rows = pa.concat_tables(tables)
+def read_parts(folder: str, schema: pa.Schema, parts: Sequence[str]) -> pa.Table:
+    """Return the rows of the given parts, sorted by sequence and then by time or frame.
+
+    Raises:
+        DataError: If a part is missing or damaged, or two list the same frame.
+    """
+    tables = [_read_part(folder, part, schema)[0] for part in parts]
+    rows = pa.concat_tables([schema.empty_table(), *tables])
     second = "timestamp_ns" if "timestamp_ns" in schema.names else "frame_id"
     order = pc.sort_indices(rows, sort_keys=[("sequence_id", "ascending"), (second, "ascending")])
-    return rows.take(order).combine_chunks()
+    rows = rows.take(order).combine_chunks()
+    _check_unique(rows, folder)
+    return rows
+
+
+def read_notes(folder: str, parts: Sequence[str]) -> dict[str, SequenceNotes]:
+    """Return the notes of the given parts by sequence id, sorted.
+
+    Raises:
+        DataError: If a part is missing or damaged.
+    """
+    notes: dict[str, SequenceNotes] = {}
+    for part in parts:
+        notes |= _read_part(folder, part, pa.schema([]))[1]
+    return dict(sorted(notes.items()))
 
 
 def write_snapshot(folder: str, name: str, parts: list[str]) -> None:
@@ -82,3 +156,28 @@ def read_snapshot(folder: str, name: str) -> list[str]:
         )
     parts: list[str] = json.loads(uris.read_bytes(uris.join(folder, "snapshots", f"{name}.json")))["parts"]
     return parts
+
+
+def _read_part(folder: str, part: str, schema: pa.Schema) -> tuple[pa.Table, dict[str, SequenceNotes]]:
+    where = uris.join(folder, part)
+    return decode_part(uris.read_bytes(where), schema, where)
+
+
+def _parse_notes(text: bytes) -> dict[str, SequenceNotes]:
+    def parse(value: dict[str, Any]) -> SequenceNotes:
+        return SequenceNotes(value["source_hash"], tuple(SetAside(**frame) for frame in value["set_aside"]))
+
+    return {name: parse(value) for name, value in json.loads(text).items()}
+
+
+def _check_unique(rows: pa.Table, folder: str) -> None:
+    names = pc.binary_join_element_wise(rows["sequence_id"], rows["frame_id"], "\0")
+    if pc.count_distinct(names).as_py() != len(names):
+        counts = pc.value_counts(names.combine_chunks())
+        twice = counts.filter(pc.greater(counts.field("counts"), 1)).field("values")
+        raise DataError(
+            f"{len(twice)} frames are listed twice, the first is {twice[0].as_py().replace(chr(0), '/')}",
+            where=folder,
+            expected="each frame once",
+            remedy="two writers added the same sequences at once: remove them and add them again",
+        )

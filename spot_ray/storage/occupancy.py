@@ -45,7 +45,7 @@ def write_occupancy_shard(uri: str, name: str, sequence_id: str, frames: Sequenc
     Returns:
         The manifest rows.
     """
-    shard = f"occupancy/{name}/shards/{shard_name(sequence_id)}"
+    shard = f"occupancy/{name}/shards/{shard_name([sequence_id])}"
     with ShardWriter(uris.join(uris.absolute(uri), shard), OCCUPANCY_SCHEMA, compression="zstd") as writer:
         groups = [writer.add(encode_occupancy(frame)) for frame in frames]
     rows = [

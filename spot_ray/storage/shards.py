@@ -13,10 +13,11 @@ import pyarrow.parquet as pq
 
 from spot_ray.errors import DataError
 from spot_ray.storage import uri as uris
+from spot_ray.storage.whole_file import WholeFile
 
 
 class ShardWriter:
-    """Writes rows of one schema into one Parquet file.
+    """Writes rows of one schema into one Parquet file, which appears when it is closed and whole.
 
     Args:
         uri: The file.
@@ -31,12 +32,10 @@ class ShardWriter:
         self.uri = uri
         self.num_rows = 0
         self._schema = schema
-        uris.make_dir(uri.rpartition("/")[0])
-        system, path = uris.filesystem(uri)
-        with uris.refusals_told("write the file", uri):
-            self._writer = pq.ParquetWriter(
-                path, schema, filesystem=system, compression=compression, use_dictionary=False, write_statistics=False
-            )
+        self._file = WholeFile(uri)
+        self._writer = pq.ParquetWriter(
+            self._file.stream, schema, compression=compression, use_dictionary=False, write_statistics=False
+        )
 
     def add(self, row: dict[str, Any]) -> int:
         """Append one row as a row group of its own and return the row group's number."""
@@ -46,13 +45,22 @@ class ShardWriter:
         return self.num_rows - 1
 
     def close(self) -> None:
-        """Write the footer.
+        """Write the footer and show the file.
 
         Raises:
-            DataError: If the file cannot be finished.
+            DataError: If the file cannot be finished; then nothing of it is left.
         """
-        with uris.refusals_told("write the file", self.uri):
-            self._writer.close()
+        try:
+            with uris.refusals_told("write the file", self.uri):
+                self._writer.close()
+        except BaseException:
+            self._file.discard()
+            raise
+        self._file.commit()
+
+    def abort(self) -> None:
+        """Leave nothing."""
+        self._file.discard()
 
     def __enter__(self) -> ShardWriter:
         """Return itself."""
@@ -61,8 +69,11 @@ class ShardWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
-        """Close the file."""
-        self.close()
+        """Close the file, or leave nothing if the block failed."""
+        if error is None:
+            self.close()
+        else:
+            self.abort()
 
 
 class ShardReader:
@@ -131,6 +142,20 @@ class ShardReader:
         return file
 
 
-def shard_name(sequence_id: str, part: int = 0) -> str:
-    """Return the file name of a sequence's part: the id, made safe for every store."""
-    return f"{urllib.parse.quote(sequence_id, safe='')}.{part:04d}.parquet"
+def shard_stem(sequences: Sequence[str]) -> str:
+    """Return what the names of all files of some sequences begin with: the first id, made safe for every store.
+
+    A `+` and the number of the others follow where several sequences share files; no id is written with a `+`.
+    """
+    others = f"+{len(sequences) - 1}" if len(sequences) > 1 else ""
+    return urllib.parse.quote(sequences[0], safe="") + others
+
+
+def shard_name(sequences: Sequence[str], part: int = 0) -> str:
+    """Return the name of a file of some sequences."""
+    return f"{shard_stem(sequences)}.{part:04d}.parquet"
+
+
+def stem_of(name: str) -> str:
+    """Return the :func:`shard_stem` of a file's name."""
+    return name.rsplit(".", 2)[0]

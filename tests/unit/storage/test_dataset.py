@@ -10,7 +10,7 @@ import pytest
 from spot_ray.errors import DataError
 from spot_ray.geometry import se3
 from spot_ray.schema.dataset import ExtraColumn
-from spot_ray.schema.sensors import LidarSpec
+from spot_ray.schema.sensors import LidarSpec, nominal_mount
 from spot_ray.schema.sweep import Boxes, Sweep
 from spot_ray.schema.taxonomy import PAPER_TAXONOMY, SemanticClass, SourceClass, Taxonomy
 from spot_ray.storage.dataset import DatasetWriter, open_dataset
@@ -184,12 +184,49 @@ def test_time_must_grow_and_frames_must_be_unique(tmp_path: Path) -> None:
 def test_another_rig_or_a_foreign_folder_is_refused(tmp_path: Path) -> None:
     with writer(tmp_path / "data") as w:
         w.add(make_sweep())
-    with pytest.raises(DataError, match="another name, rig"):
+    with pytest.raises(DataError, match="another taxonomy"):
         writer(tmp_path / "data", taxonomy=FLEET)
+    with pytest.raises(DataError, match="another name, another rig"):
+        writer(tmp_path / "data", name="other", rig=[LidarSpec("roof", 0, "spinning", 64, (-25.0, 15.0))])
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "thesis.txt").write_text("mine")
     with pytest.raises(DataError, match=r"thesis\.txt"):
         writer(tmp_path / "home")
+
+
+def test_a_vehicle_that_is_calibrated_a_little_otherwise_is_of_the_same_rig(tmp_path: Path) -> None:
+    with writer(tmp_path / "data", provenance="monday") as w:
+        w.add(make_sweep())
+
+    def rig(height_m: float) -> tuple[LidarSpec, ...]:
+        return (LidarSpec("roof", 0, "spinning", 32, (-25.1, 15.0), ego_SE3_lidar=nominal_mount(height_m)),)
+
+    with writer(tmp_path / "data", provenance="tuesday", rig=rig(0.03)) as w:
+        w.add(make_sweep(sequence="drive 2"))
+    with pytest.raises(DataError, match="another rig"):
+        writer(tmp_path / "data", rig=rig(0.6))
+    data = open_dataset(str(tmp_path / "data"))
+    assert data.sequences == ("drive 1/a", "drive 2")
+    assert (data.info.rig, data.info.provenance) == (RIG, "monday")
+
+
+def test_two_writers_of_the_same_frames_are_found_out(tmp_path: Path) -> None:
+    first, second = writer(tmp_path / "data"), writer(tmp_path / "data")
+    with first as w:
+        w.add(make_sweep())
+    with second as w:
+        w.add(make_sweep())
+        w.add(make_sweep(1))
+    with pytest.raises(DataError, match="1 frames are listed twice, the first is drive 1/a/0000"):
+        open_dataset(str(tmp_path / "data"))
+
+
+def test_the_same_content_makes_the_same_files(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        with writer(tmp_path / name) as w:
+            w.add(make_sweep())
+    a, b = ({str(p.relative_to(tmp_path / n)): p.read_bytes() for p in (tmp_path / n).rglob("*.*")} for n in "ab")
+    assert a == b
 
 
 def test_what_is_no_dataset_is_said_to_be_none(tmp_path: Path) -> None:
