@@ -9,13 +9,9 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
-from spot_ray.errors import ConfigError, InstallError, SpotRayError
-
-if TYPE_CHECKING:
-    from spot_ray.geometry.grid import VoxelGrid
-    from spot_ray.train.config import PretrainConfig
+from spot_ray import commands
+from spot_ray.errors import InstallError, SpotRayError
 
 _EXAMPLES = {
     "synthesize": "spot-ray synthesize --out data/city --preset waymo --sequences 4 --frames 20 --seed 0",
@@ -54,7 +50,9 @@ def build_parser() -> argparse.ArgumentParser:
         return sub
 
     sub = verb(
-        "synthesize", _synthesize, "Write sweeps of the embedded synthetic city, ray-cast from a real sensor's beams."
+        "synthesize",
+        commands.synthesize,
+        "Write sweeps of the embedded synthetic city, ray-cast from a real sensor's beams.",
     )
     sub.add_argument("--out", required=True, metavar="URI", help="the dataset to write")
     sub.add_argument("--preset", required=True, metavar="NAME", help="sensor and city: waymo, kitti, nuscenes or once")
@@ -68,25 +66,46 @@ def build_parser() -> argparse.ArgumentParser:
         "--recipe", metavar="RECIPE", help="with --exact: the recipe whose grid it is on (default: 0.4 m, ±75.2 m)"
     )
 
-    sub = verb("convert", _convert, "Bring in a dataset in its official layout.")
-    sub.add_argument("name", metavar="NAME", help="the source: nuscenes, or my_package.module:function of your own")
-    sub.add_argument("--source", required=True, metavar="DIR", help="the folder that holds it")
+    sub = verb("convert", commands.convert, "Bring in a dataset in its official layout, or a log of your own.")
+    sub.add_argument(
+        "name",
+        metavar="NAME",
+        help="the source, e.g. nuscenes (a wrong name lists all), or my_package.module:function of your own",
+    )
+    sub.add_argument("--source", required=True, metavar="URI", help="the folder that holds it")
+    sub.add_argument("--out", required=True, metavar="URI", help="the dataset to write, to go on with, or to add to")
     sub.add_argument("--version", help="its version, e.g. v1.0-mini")
-    sub.add_argument("--out", required=True, metavar="URI", help="the dataset to write")
+    sub.add_argument(
+        "--option", action="append", default=[], metavar="NAME=VALUE", help="an option of the source; may be repeated"
+    )
+    sub.add_argument("--sequences", nargs="+", metavar="ID", help="only these sequences")
+    sub.add_argument("--limit", type=_count, metavar="N", help="only the first N sequences")
+    sub.add_argument(
+        "--on-bad-frame",
+        choices=["fail", "skip"],
+        default="fail",
+        help="what to do about a broken frame: stop, or set it aside, count and list it (default: fail)",
+    )
+    sub.add_argument("--relative-poses", action="store_true", help="remove the place on earth from the poses")
+    sub.add_argument("--lossless", action="store_true", help="store coordinates as float32, at twice the size")
     sub.add_argument("--workers", type=_count, help="sequences converted at once (default: one a core)")
 
-    sub = verb("label", _label, "Make occupancy labels: aggregate, propagate labels, voxelise, cast rays.")
+    sub = verb("label", commands.label, "Make occupancy labels: aggregate, propagate labels, voxelise, cast rays.")
     sub.add_argument("--data", required=True, metavar="URI", help="the dataset")
     sub.add_argument("--name", default="default", help="name of the label set (default: default)")
     sub.add_argument("--recipe", metavar="RECIPE", help="take the grid of this recipe (default: 0.4 m, ±75.2 m)")
     sub.add_argument("--workers", type=_count, help="sequences labelled at once (default: one a core)")
     sub.add_argument("--overwrite", action="store_true", help="replace the label set of this name")
 
-    sub = verb("inspect", _inspect, "Tell what a dataset holds: sequences, frames, points, classes, sensors, bytes.")
+    sub = verb(
+        "inspect", commands.inspect, "Tell what a dataset holds: sequences, frames, points, classes, sensors, bytes."
+    )
     sub.add_argument("data", metavar="URI", help="the dataset")
     sub.add_argument("--json", action="store_true", help="print JSON")
 
-    sub = verb("pretrain", _pretrain, "Pre-train an encoder by occupancy prediction, with Ray Data and Ray Train.")
+    sub = verb(
+        "pretrain", commands.pretrain, "Pre-train an encoder by occupancy prediction, with Ray Data and Ray Train."
+    )
     sub.add_argument(
         "recipe", metavar="RECIPE", help="spot-waymo, spot-tiny, nuscenes-tiny, or my_package.module:function"
     )
@@ -101,7 +120,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--print-config shows them all."
     )
 
-    sub = verb("evaluate", _evaluate, "Score a checkpoint's occupancy on a labelled dataset.")
+    sub = verb("evaluate", commands.evaluate, "Score a checkpoint's occupancy on a labelled dataset.")
     sub.add_argument("--checkpoint", required=True, metavar="DIR", help="a checkpoint, or a run: then its latest one")
     sub.add_argument("--data", required=True, metavar="URI", help="the labelled dataset")
     sub.add_argument("--labels", default="default", help="label set that says what was observed (default: default)")
@@ -109,17 +128,19 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--baselines", metavar="URI", help="also score the baselines, fitted on this training dataset")
     sub.add_argument("--json", metavar="FILE", help="write the figures there")
 
-    sub = verb("view", _view, "Draw a frame from above: sweep, predicted occupancy and label, in one PNG.")
+    sub = verb("view", commands.view, "Draw a frame from above: sweep, predicted occupancy and label, in one PNG.")
     sub.add_argument("--checkpoint", metavar="DIR", help="predict with this checkpoint (default: sweep and label only)")
     sub.add_argument("--data", required=True, metavar="URI", help="the dataset")
     sub.add_argument("--frame", required=True, metavar="SEQUENCE/FRAME", help="the frame")
     sub.add_argument("--labels", default="default", help="label set (default: default)")
     sub.add_argument("--out", required=True, metavar="FILE.png", help="the picture to write")
 
-    sub = verb("doctor", _doctor, "Print versions and devices, and check sparse convolution against dense.")
+    sub = verb("doctor", commands.doctor, "Print versions and devices, and check sparse convolution against dense.")
     sub.add_argument("--json", action="store_true", help="print JSON")
 
-    sub = verb("demo", _demo, "The whole way on the synthetic city: synthesize, label, pre-train, evaluate, view.")
+    sub = verb(
+        "demo", commands.demo, "The whole way on the synthetic city: synthesize, label, pre-train, evaluate, view."
+    )
     sub.add_argument("--out", default="demo", metavar="DIR", help="folder for everything (default: demo)")
     sub.add_argument("--until", choices=["picture", "end"], default="end", help="stop after the first picture")
     sub.add_argument(
@@ -164,148 +185,3 @@ def _count(text: str) -> int:
 
 def _complain(text: str) -> None:
     sys.stderr.write(text + "\n")
-
-
-def _say(text: str) -> None:
-    sys.stdout.write(text.rstrip("\n") + "\n")
-    sys.stdout.flush()
-
-
-def _synthesize(options: argparse.Namespace, _: list[str]) -> None:
-    from spot_ray.synthetic.run import synthesize
-
-    grid = _grid(options.recipe) if options.exact else None
-    synthesize(
-        options.out,
-        preset=options.preset,
-        num_sequences=options.sequences,
-        num_frames=options.frames,
-        seed=options.seed,
-        exact_grid=grid,
-    )
-    _say(f"wrote {options.sequences} sequences of {options.frames} frames to {options.out}")
-
-
-def _convert(options: argparse.Namespace, _: list[str]) -> None:
-    from spot_ray.convert.run import convert
-
-    report = convert(
-        options.name, source=options.source, version=options.version, uri=options.out, num_workers=options.workers
-    )
-    _say(f"wrote {report.num_frames} frames in {report.num_sequences} sequences to {options.out}")
-
-
-def _label(options: argparse.Namespace, _: list[str]) -> None:
-    from spot_ray.occupancy.config import LabelConfig
-    from spot_ray.occupancy.run import label_dataset
-
-    report = label_dataset(
-        options.data,
-        name=options.name,
-        config=LabelConfig(grid=_grid(options.recipe)),
-        num_workers=options.workers,
-        overwrite=options.overwrite,
-    )
-    _say(str(report))
-
-
-def _inspect(options: argparse.Namespace, _: list[str]) -> None:
-    import dataclasses
-    import json
-
-    from spot_ray.storage.dataset import open_dataset
-    from spot_ray.storage.inspect import render, summarize
-
-    summary = summarize(open_dataset(options.data))
-    _say(json.dumps(dataclasses.asdict(summary), indent=2) if options.json else render(summary))
-
-
-def _pretrain(options: argparse.Namespace, rest: list[str]) -> None:
-    from spot_ray.config.load import to_json
-
-    config = _override(options.recipe, rest)
-    if options.print_config:
-        _say(to_json(config))
-        return
-    for flag in ("data", "out"):
-        if getattr(options, flag) is None:
-            raise ConfigError(f"--{flag} is missing", where="spot-ray pretrain", expected=f"--{flag} URI")
-    from spot_ray.train.trainer import pretrain
-
-    result = pretrain(
-        config,
-        data=options.data,
-        out=options.out,
-        init=options.init,
-        resume=options.resume,
-        num_workers=options.workers,
-    )
-    _say(f"checkpoint: {result.checkpoint}")
-
-
-def _override(recipe: str, flags: list[str]) -> PretrainConfig:
-    """Return the recipe's config with the fields that `--a.b value` flags set."""
-    from spot_ray.recipes.pretraining import pretraining_recipe
-
-    config = pretraining_recipe(recipe)
-    if not flags:
-        return config
-    import tyro
-
-    return tyro.cli(type(config), default=config, args=flags, prog=f"spot-ray pretrain {recipe}")
-
-
-def _evaluate(options: argparse.Namespace, _: list[str]) -> None:
-    from spot_ray.storage import uri as uris
-    from spot_ray.train.evaluate import evaluate_checkpoint, render
-
-    if options.json:
-        uris.check_writable(options.json)
-    report = evaluate_checkpoint(
-        options.checkpoint,
-        options.data,
-        labels=options.labels,
-        truth=options.truth,
-        train_data=options.baselines,
-    )
-    if options.json:
-        from spot_ray.config.load import to_json
-
-        uris.write_bytes(options.json, to_json(report).encode())
-    _say(render(report))
-
-
-def _view(options: argparse.Namespace, _: list[str]) -> None:
-    from spot_ray.train.picture import draw_frame
-
-    draw_frame(
-        options.out, data=options.data, frame=options.frame, checkpoint=options.checkpoint, labels=options.labels
-    )
-    _say(f"picture: {options.out}")
-
-
-def _doctor(options: argparse.Namespace, _: list[str]) -> None:
-    from spot_ray.doctor import examine, render
-
-    findings = examine()
-    if options.json:
-        from spot_ray.config.load import to_json
-
-        _say(to_json(findings))
-    else:
-        _say(render(findings))
-    if not findings.healthy:
-        raise InstallError("something is not as it should be; see above")
-
-
-def _demo(options: argparse.Namespace, _: list[str]) -> None:
-    from spot_ray.demo import run_demo
-
-    run_demo(options.out, until_picture=options.until == "picture", started=options.started)
-
-
-def _grid(recipe: str | None) -> VoxelGrid:
-    from spot_ray.geometry.grid import VoxelGrid
-    from spot_ray.recipes.pretraining import pretraining_recipe
-
-    return VoxelGrid() if recipe is None else pretraining_recipe(recipe).grid

@@ -54,12 +54,14 @@ class Progress:
     Args:
         num_sequences: Sequences that are finished.
         of_sequences: Sequences that are to be written.
+        num_at_start: Of the finished ones, those that a run before had finished.
         num_frames: Frames read so far, in this run.
         seconds: Since the run began.
     """
 
     num_sequences: int
     of_sequences: int
+    num_at_start: int
     num_frames: int
     seconds: float
 
@@ -116,9 +118,8 @@ def convert(
         )
     ingest = Ingest(uri, info, chosen)
     work = _Work(log, ingest.uri, info, WriteOptions(on_bad_frame, relative_poses))
-    meter = _Meter(ingest.units, on_progress)
+    meter = _Meter(ingest, on_progress)
     waiting = ingest.waiting
-    meter.finished(unit for unit in ingest.units if unit not in waiting)
     parallel = has_ray and len(waiting) > 1 and num_workers != 1
     written = _with_ray(work, waiting, num_workers, meter) if parallel else _in_process(work, waiting, meter)
     tally = _Tally()
@@ -127,7 +128,7 @@ def convert(
         with closing(written):
             for unit in written:
                 tally.add(ingest.commit(unit))
-                meter.finished([unit])
+                meter.finished(unit)
     except DataError as error:
         kept = len(ingest.units) - len(ingest.waiting)
         raise _with_way_on(error, kept, len(ingest.units), on_bad_frame) from None
@@ -152,15 +153,15 @@ class _Work:
 class _Meter:
     """Counts, and calls the user's `on_progress` about twice a second."""
 
-    def __init__(self, units: Sequence[Unit], on_progress: Callable[[Progress], None] | None) -> None:
-        self._of_sequences = sum(len(unit.sequences) for unit in units)
+    def __init__(self, ingest: Ingest, on_progress: Callable[[Progress], None] | None) -> None:
+        self._of_sequences = _count(ingest.units)
+        self._num_sequences = self._num_at_start = self._of_sequences - _count(ingest.waiting)
         self._on_progress = on_progress
         self._began = self._told = time.monotonic()
-        self._num_sequences = 0
         self.num_frames = 0
 
-    def finished(self, units: Iterable[Unit]) -> None:
-        self._num_sequences += sum(len(unit.sequences) for unit in units)
+    def finished(self, unit: Unit) -> None:
+        self._num_sequences += len(unit.sequences)
         self._tell()
 
     def frames(self, number: int) -> None:
@@ -173,7 +174,13 @@ class _Meter:
         self._told = time.monotonic()
         if self._on_progress is not None:
             seconds = self._told - self._began
-            self._on_progress(Progress(self._num_sequences, self._of_sequences, self.num_frames, seconds))
+            self._on_progress(
+                Progress(self._num_sequences, self._of_sequences, self._num_at_start, self.num_frames, seconds)
+            )
+
+
+def _count(units: Iterable[Unit]) -> int:
+    return sum(len(unit.sequences) for unit in units)
 
 
 class _Tally:
