@@ -25,7 +25,7 @@ class BeamResample:
     Whole rings are kept or dropped: those that are left are spread evenly over inclination, at most one in each step of
     one beam at the target's density, with a random phase. The field of view stays that of the source: the paper's
     factor R = B_target / B_source is of density alone. A LiDAR whose beams are already as sparse (R ≥ 1), and one that
-    does not spin, is left as it is.
+    does not spin, is left as it is. Sweeps that are still to be merged are thinned alike, each in its own frame.
 
     Args:
         rig: The LiDARs of the dataset.
@@ -52,9 +52,18 @@ class BeamResample:
         choice, phase = int(rng.random() * (len(self._targets) + 1)), rng.random()
         if choice == len(self._targets):
             return sample
-        keep = self._kept_points(sample.sweep, self._targets[choice].beam_density, phase)
+        density = self._targets[choice].beam_density
+        return replace(
+            sample,
+            sweep=self._thinned(sample.sweep, density, phase),
+            # As one LiDAR records them all: the same target and phase.
+            older=tuple(self._thinned(sweep, density, phase) for sweep in sample.older),
+        )
+
+    def _thinned(self, sweep: Sweep, density: float, phase: float) -> Sweep:
+        keep = self._kept_points(sweep, density, phase)
         # A sweep of very few points may lose them all, and an empty one is none.
-        return replace(sample, sweep=_select(sample.sweep, keep)) if keep.any() and not keep.all() else sample
+        return _select(sweep, keep) if keep.any() and not keep.all() else sweep
 
     def _kept_points(self, sweep: Sweep, density: float, phase: float) -> npt.NDArray[np.bool_]:
         keep = np.ones(len(sweep), dtype=bool)

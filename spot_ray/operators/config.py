@@ -1,9 +1,10 @@
-"""What the data plane is told: features, balancing, beam re-sampling, augmentation."""
+"""What the data plane is told: frames, features, balancing, beam re-sampling, merged sweeps, augmentation."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Literal
 
 from spot_ray.errors import ConfigError
 
@@ -63,19 +64,54 @@ class AugmentConfig:
 
 
 @dataclass(frozen=True)
+class MergeConfig:
+    """Sweeps before a frame that are merged into it, as is usual on nuScenes (10 sweeps).
+
+    Args:
+        num_sweeps: Sweeps of a sample, its own included. Where a sequence begins there are fewer.
+        max_gap_s: Most time between two sweeps in a row, seconds. What lies before a larger gap is not merged: poses
+            may have drifted meanwhile, and what moves is long gone.
+        min_distance_m: A point of an earlier sweep this near to its LiDAR, in x and in y, is left out: the vehicle's
+            own body would leave a trail behind it. The frame's own points all stay.
+    """
+
+    num_sweeps: int = 1
+    max_gap_s: float = 0.25
+    min_distance_m: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        for name, expected, right in (
+            ("num_sweeps", "at least 1", self.num_sweeps >= 1),
+            ("max_gap_s", "more than 0, finite", 0 < self.max_gap_s < math.inf),
+            ("min_distance_m", "at least 0, finite", 0 <= self.min_distance_m < math.inf),
+        ):
+            if not right:
+                raise ConfigError(f"{name} is {getattr(self, name)}", where=f"data.merge.{name}", expected=expected)
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """The data plane of a run.
 
     Args:
         features: Input features of a point, in order; the first three are x, y, z.
         labels: Name of the occupancy label set.
+        frames: `keyframes`: those that the source annotates (all, where it tells none apart); `all`: the sweeps between
+            them too, which then need labels.
         balance: Class-balanced repeats.
         beams: Beam re-sampling.
+        deskew: Correct sweeps for the vehicle's motion within them, where the source did not and the points' times are
+            known, by the poses within the sweep or else by those of the frames around it.
+        merge: Earlier sweeps that are merged into a frame.
         augment: Augmentation.
     """
 
     features: tuple[str, ...] = ("x", "y", "z", "intensity")
     labels: str = "default"
+    frames: Literal["keyframes", "all"] = "keyframes"
     balance: BalanceConfig = field(default_factory=BalanceConfig)
     beams: BeamConfig = field(default_factory=BeamConfig)
+    deskew: bool = False
+    merge: MergeConfig = field(default_factory=MergeConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)

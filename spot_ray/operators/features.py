@@ -14,6 +14,7 @@ from spot_ray.schema.sensors import LidarSpec
 from spot_ray.schema.sweep import Sweep
 
 COORDINATES = ("x", "y", "z")
+TIME_LAG = "time_lag"
 EXTRA = "extra."
 COLUMN_OF = {"intensity": "intensity", "elongation": "elongation", "ring": "ring", "time_offset": "time_offset_ns"}
 """The point column that holds a feature, beside the coordinates and the source's own columns."""
@@ -27,7 +28,7 @@ def check_features(names: Sequence[str], info: DatasetInfo) -> None:
     Raises:
         ConfigError: If a name is no feature, occurs twice, or the first three are not x, y, z.
     """
-    known = [*COORDINATES, *COLUMN_OF, *(EXTRA + name for name in info.extra)]
+    known = [*COORDINATES, *COLUMN_OF, TIME_LAG, *(EXTRA + name for name in info.extra)]
     where = "data.features"
     for name in names:
         if name not in known:
@@ -40,22 +41,30 @@ def check_features(names: Sequence[str], info: DatasetInfo) -> None:
 
 def columns_of(names: Sequence[str], info: DatasetInfo) -> tuple[str, ...]:
     """Return the point columns beside `xyz` that the features need."""
-    columns = [COLUMN_OF.get(name, name) for name in names if name not in COORDINATES]
+    columns = [COLUMN_OF.get(name, name) for name in names if name not in (*COORDINATES, TIME_LAG)]
     several = len(info.rig) > 1 and any(name in _NEEDS_LIDAR for name in names)
     return (*columns, "lidar_id") if several else tuple(columns)
 
 
-def point_features(sweep: Sweep, names: Sequence[str], rig: Sequence[LidarSpec]) -> npt.NDArray[np.float32]:
+def point_features(
+    sweep: Sweep,
+    names: Sequence[str],
+    rig: Sequence[LidarSpec],
+    *,
+    time_lag_s: npt.NDArray[np.float32] | None = None,
+) -> npt.NDArray[np.float32]:
     """Return the input features of a sweep's points.
 
     `x`, `y`, `z` are metres. `intensity` is divided by its LiDAR's `intensity_max`; where that is unbounded it goes
     through tanh. `elongation`, which no source bounds, goes through tanh. `ring` is divided by its LiDAR's number of
-    beams. `time_offset` is seconds. `extra.NAME` is as the source gives it.
+    beams. `time_offset` is seconds, counted from the sweep that the point comes from, and `time_lag` how much earlier
+    that sweep is than the frame, seconds. `extra.NAME` is as the source gives it.
 
     Args:
         sweep: The sweep.
         names: C feature names.
         rig: The LiDARs of the dataset; without `lidar_id` in the sweep, all points are of the first.
+        time_lag_s: (N,) seconds, of a frame that earlier sweeps are merged into; None: all points are its own.
 
     Returns:
         (N, C) float32.
@@ -65,7 +74,10 @@ def point_features(sweep: Sweep, names: Sequence[str], rig: Sequence[LidarSpec])
     """
     result = np.empty((len(sweep), len(names)), dtype=np.float32)
     for i, name in enumerate(names):
-        result[:, i] = _feature(sweep, name, rig)
+        if name == TIME_LAG:
+            result[:, i] = 0 if time_lag_s is None else time_lag_s
+        else:
+            result[:, i] = _feature(sweep, name, rig)
     return result
 
 

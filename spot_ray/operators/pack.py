@@ -72,7 +72,9 @@ class Pack:
         arrays: dict[str, list[npt.NDArray[Any]]] = {name: [] for name in _BLOBS}
         for sample in samples:
             boxes = sample.sweep.boxes if sample.sweep.boxes is not None else Boxes.empty()
-            arrays["points"].append(point_features(sample.sweep, self._features, self._rig))
+            arrays["points"].append(
+                point_features(sample.sweep, self._features, self._rig, time_lag_s=sample.time_lag_s)
+            )
             arrays["occupancy_index"].append(sample.occupancy_index)
             arrays["occupancy_class"].append(sample.occupancy_class)
             arrays["observed"].append(sample.observed)

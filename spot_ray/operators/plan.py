@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -124,7 +125,7 @@ def plan_epoch(
         DataError: If a sequence is unknown, or no frame is left.
     """
     _check_batch_size(global_batch_size)
-    frames = select_frames(dataset, sequences)
+    frames = select_frames(dataset, sequences, config.frames)
     count = repeats(_factors(dataset, config.balance, frames), _chance(dataset, frames, seed=seed, epoch=epoch))
     frame = np.repeat(frames, count)
     copy = np.arange(len(frame)) - np.repeat(np.cumsum(count) - count, count)
@@ -158,14 +159,21 @@ def steps_by_epoch(
         DataError: If a sequence is unknown, or no frame is left.
     """
     _check_batch_size(global_batch_size)
-    frames = select_frames(dataset, sequences)
+    frames = select_frames(dataset, sequences, config.frames)
     factors = _factors(dataset, config.balance, frames)
     samples = (int(repeats(factors, _chance(dataset, frames, seed=seed, epoch=epoch)).sum()) for epoch in range(epochs))
     return [math.ceil(number / global_batch_size) for number in samples]
 
 
-def select_frames(dataset: Dataset, sequences: Sequence[str] | None) -> npt.NDArray[np.int64]:
+def select_frames(
+    dataset: Dataset, sequences: Sequence[str] | None, which: Literal["keyframes", "all"]
+) -> npt.NDArray[np.int64]:
     """Return the ascending indices of the frames of some sequences, or of all for None.
+
+    Args:
+        dataset: The dataset.
+        sequences: The sequences, or None.
+        which: Key frames alone, or the sweeps between them too.
 
     Raises:
         DataError: If a sequence is unknown, or no frame is left.
@@ -181,7 +189,16 @@ def select_frames(dataset: Dataset, sequences: Sequence[str] | None) -> npt.NDAr
             where=dataset.uri,
             expected="at least one frame" if sequences is None else "at least one sequence",
         )
-    return frames
+    if which == "all":
+        return frames
+    is_keyframe = dataset.manifest.column("keyframe").to_numpy()[frames]
+    if not is_keyframe.any():
+        raise DataError(
+            f"none of the {len(frames)} frames is a key frame",
+            where=dataset.uri,
+            remedy="set data.frames=all, which needs labels of all frames",
+        )
+    return frames[is_keyframe]
 
 
 def _factors(dataset: Dataset, config: BalanceConfig, frames: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:

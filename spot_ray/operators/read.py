@@ -10,9 +10,12 @@ import pyarrow.compute as pc
 
 from spot_ray.errors import DataError, SpotRayError
 from spot_ray.geometry.grid import VoxelGrid
+from spot_ray.operators.config import MergeConfig
+from spot_ray.operators.history import find_history, places
 from spot_ray.operators.plan import Share
-from spot_ray.operators.sample import Sample, Slot
+from spot_ray.operators.sample import Place, Sample, Slot
 from spot_ray.schema.dataset import DatasetInfo
+from spot_ray.schema.motion import is_skewed, with_frame_poses
 from spot_ray.schema.occupancy import Occupancy, crop_occupancy
 from spot_ray.schema.sweep import Sweep
 from spot_ray.storage import uri as uris
@@ -22,12 +25,23 @@ from spot_ray.storage.occupancy import OccupancySet
 from spot_ray.storage.shards import ShardReader
 
 _LABEL_COLUMNS = tuple(OCCUPANCY_SCHEMA.names)
+_POSE_COLUMNS = ("timestamp_ns", "world_SE3_ego")
 
 
-def locate(share: Share, dataset: Dataset, labels: OccupancySet) -> pa.Table:
+def locate(
+    share: Share, dataset: Dataset, labels: OccupancySet, *, merge: MergeConfig | None = None, deskew: bool = False
+) -> pa.Table:
     """Return a worker's share of the plan with the places of its sweeps and labels, one row a :class:`Slot`.
 
+    Args:
+        share: The share.
+        dataset: The dataset.
+        labels: Its labels.
+        merge: Earlier sweeps that are merged into a frame, or None: none.
+        deskew: Whether the poses of the frames around a sweep may be asked for.
+
     Raises:
+        ConfigError: If sweeps are to be merged and no frame of the dataset has an earlier one near enough.
         DataError: If frames of the share have no labels.
     """
     used, inverse = np.unique(share.frame, return_inverse=True)
@@ -39,10 +53,15 @@ def locate(share: Share, dataset: Dataset, labels: OccupancySet) -> pa.Table:
             f"{found.null_count} of {len(used)} frames have no labels in the set {labels.info.name!r}, the first is "
             f"{row['sequence_id']}/{row['frame_id']}",
             where=dataset.uri,
-            remedy=f"label them: spot-ray label --data {dataset.uri}",
+            remedy=f"label them: spot-ray label --data {dataset.uri}"
+            if row["keyframe"]
+            else "only key frames are labelled: set data.frames=keyframes",
         )
     sweeps = sweeps.take(inverse)
-    places = labels.manifest.take(found.take(pa.array(inverse)))
+    label_rows = labels.manifest.take(found.take(pa.array(inverse)))
+    merge = merge or MergeConfig()
+    history = find_history(dataset, num_sweeps=merge.num_sweeps, max_gap_s=merge.max_gap_s)
+    beside = history.beside(share.frame) if deskew else (share.frame[:0], np.zeros(len(share), np.int64))
     return pa.table(
         {
             "sequence_id": sweeps["sequence_id"],
@@ -54,20 +73,24 @@ def locate(share: Share, dataset: Dataset, labels: OccupancySet) -> pa.Table:
             "shard": sweeps["shard"],
             "row_group": sweeps["row_group"],
             "row": sweeps["row"],
-            "label_shard": places["shard"],
-            "label_row_group": places["row_group"],
-            "label_row": places["row"],
+            "label_shard": label_rows["shard"],
+            "label_row_group": label_rows["row_group"],
+            "label_row": label_rows["row"],
+            "older": places(dataset, *history.older(share.frame)),
+            "beside": places(dataset, *beside),
         }
     )
 
 
 def slots(table: pa.Table) -> Iterator[Slot]:
     """Iterate over the rows of :func:`locate`."""
-    return (Slot(**row) for row in table.to_pylist())
+    for row in table.to_pylist():
+        older, beside = (tuple(Place(**place) for place in row.pop(name)) for name in ("older", "beside"))
+        yield Slot(**row, older=older, beside=beside)
 
 
 class ReadFrame:
-    """Reads the sweep and the labels of a place in the plan.
+    """Reads the sweep and the labels of a place in the plan, and the sweeps that are to be merged into it.
 
     Args:
         uri: The dataset.
@@ -75,16 +98,26 @@ class ReadFrame:
         labels_grid: The grid that the labels were made on.
         grid: The grid to crop them to.
         columns: Point columns to read beside `xyz`; boxes are read too.
+        deskew: Give skewed sweeps without poses of their own those of the frames around them.
     """
 
     def __init__(
-        self, *, uri: str, info: DatasetInfo, labels_grid: VoxelGrid, grid: VoxelGrid, columns: Sequence[str]
+        self,
+        *,
+        uri: str,
+        info: DatasetInfo,
+        labels_grid: VoxelGrid,
+        grid: VoxelGrid,
+        columns: Sequence[str],
+        deskew: bool = False,
     ) -> None:
         self._uri = uri
         self._info = info
         self._labels_grid = labels_grid
         self._grid = grid
         self._columns = columns_for(list(dict.fromkeys(("xyz", *columns, "boxes"))), info)
+        self._older_columns = [name for name in self._columns if name in columns_for(("xyz", *columns), info)]
+        self._deskew = deskew
 
     def __call__(self, slot: Slot, reader: ShardReader) -> Sample:
         """Return the sample, not yet changed by any operator.
@@ -96,15 +129,42 @@ class ReadFrame:
         Raises:
             DataError: If the frame cannot be read or breaks the schema; it names file and row.
         """
-        sweep = self._sweep(slot, reader)
+        own = Place(slot.shard, slot.row_group, slot.row)
+        sweeps = [
+            self._sweep(slot, own, self._columns, reader),
+            *(self._sweep(slot, place, self._older_columns, reader) for place in slot.older),
+        ]
+        if self._deskew:
+            sweeps = self._with_frame_poses(slot, sweeps, reader)
         labels = self._labels(slot, reader)
-        return Sample(slot, sweep, labels.index, labels.semantic, labels.observed, np.eye(2, 3))
+        return Sample(
+            slot,
+            sweeps[0],
+            labels.index,
+            labels.semantic,
+            labels.observed,
+            np.eye(2, 3),
+            older=tuple(sweeps[1:]),
+        )
 
-    def _sweep(self, slot: Slot, reader: ShardReader) -> Sweep:
+    def _sweep(self, slot: Slot, place: Place, columns: Sequence[str], reader: ShardReader) -> Sweep:
         try:
-            return decode_sweep(reader.read(slot.shard, slot.row_group, self._columns), slot.row, self._info)
+            return decode_sweep(reader.read(place.shard, place.row_group, columns), place.row, self._info)
         except ValueError as error:
-            raise self._located(error, slot, slot.shard, slot.row_group, slot.row) from error
+            raise self._located(error, slot, place) from error
+
+    def _with_frame_poses(self, slot: Slot, sweeps: list[Sweep], reader: ShardReader) -> list[Sweep]:
+        if not any(is_skewed(sweep) and sweep.sweep_poses is None for sweep in sweeps):
+            return sweeps
+        frames = [(s.timestamp_ns, s.world_SE3_ego) for s in sweeps if s.world_SE3_ego is not None]
+        for place in slot.beside:
+            try:
+                row = reader.read(place.shard, place.row_group, _POSE_COLUMNS).slice(place.row, 1).to_pylist()[0]
+            except ValueError as error:
+                raise self._located(error, slot, place) from error
+            if row["world_SE3_ego"] is not None:
+                frames.append((row["timestamp_ns"], np.array(row["world_SE3_ego"]).reshape(4, 4)))
+        return [with_frame_poses(sweep, frames) for sweep in sweeps]
 
     def _labels(self, slot: Slot, reader: ShardReader) -> Occupancy:
         try:
@@ -113,7 +173,8 @@ class ReadFrame:
             self._check(labels)
             return crop_occupancy(labels, self._labels_grid, self._grid)
         except ValueError as error:
-            raise self._located(error, slot, slot.label_shard, slot.label_row_group, slot.label_row) from error
+            place = Place(slot.label_shard, slot.label_row_group, slot.label_row)
+            raise self._located(error, slot, place) from error
 
     def _check(self, labels: Occupancy) -> None:
         voxels, index = self._labels_grid.num_voxels, labels.index
@@ -125,8 +186,11 @@ class ReadFrame:
         if len(index) and (index[0] < 0 or index[-1] >= voxels or (np.diff(index) <= 0).any()):
             raise DataError("the voxel indices are not ascending within the grid", expected=f"0 to {voxels - 1}")
 
-    def _located(self, error: ValueError, slot: Slot, shard: str, row_group: int, row: int) -> DataError:
-        where = f"{uris.join(self._uri, shard)}, row group {row_group}, row {row} (frame {slot.frame})"
+    def _located(self, error: ValueError, slot: Slot, place: Place) -> DataError:
+        merged = "to be merged into frame" if place in slot.older else "frame"
+        where = (
+            f"{uris.join(self._uri, place.shard)}, row group {place.row_group}, row {place.row} ({merged} {slot.frame})"
+        )
         if isinstance(error, SpotRayError):
             return DataError(error.what, where=where, expected=error.expected, remedy=error.remedy)
         return DataError(f"the frame cannot be decoded: {error}", where=where, remedy="write its sequence again")

@@ -11,6 +11,21 @@ from spot_ray.schema.sweep import Sweep
 
 
 @dataclass(frozen=True)
+class Place:
+    """Where a sweep is stored.
+
+    Args:
+        shard: The file, relative to the dataset.
+        row_group: Its row group.
+        row: Its row in the row group.
+    """
+
+    shard: str
+    row_group: int
+    row: int
+
+
+@dataclass(frozen=True)
 class Slot:
     """A place in a worker's share of the plan, and where its frame and labels are stored.
 
@@ -27,6 +42,9 @@ class Slot:
         label_shard: The same of the labels.
         label_row_group: The same of the labels.
         label_row: The same of the labels.
+        older: The sweeps before it that are to be merged into it, newest first.
+        beside: The sweeps before and after all these, as far as there are such; their poses tell the motion within a
+            sweep that has none of its own. Only where sweeps are to be de-skewed.
     """
 
     sequence_id: str
@@ -41,6 +59,8 @@ class Slot:
     label_shard: str
     label_row_group: int
     label_row: int
+    older: tuple[Place, ...] = ()
+    beside: tuple[Place, ...] = ()
 
     @property
     def frame(self) -> str:
@@ -59,6 +79,8 @@ class Sample:
         occupancy_class: (M,) uint8 class of those voxels, 1 to N, or 255.
         observed: (ceil(n / 8),) uint8 bits of the observed voxels.
         network_from_label: (2, 3) float64 affine `[A | t]`: xy_network = A · xy_label + t, metres.
+        older: Sweeps before it that are still to be merged into it, newest first, each in its own ego frame.
+        time_lag_s: (N,) float32 age of each point's sweep, seconds, 0 for the frame's own; None: all are its own.
     """
 
     slot: Slot
@@ -67,3 +89,5 @@ class Sample:
     occupancy_class: npt.NDArray[np.uint8]
     observed: npt.NDArray[np.uint8]
     network_from_label: npt.NDArray[np.float64]
+    older: tuple[Sweep, ...] = ()
+    time_lag_s: npt.NDArray[np.float32] | None = None

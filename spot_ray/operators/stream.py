@@ -1,4 +1,8 @@
-"""The data plane of training: plan → read → beam re-sampling → augmentation → features → batches, over Ray Data."""
+"""The data plane of training, over Ray Data: plan → read → re-sample beams → de-skew → merge → augment → batches.
+
+Beams are thinned first, sweep by sweep, since they are beams only in the frame in which their LiDAR recorded them;
+sweeps are merged when each is in the one ego frame of its own time; what is augmented is whole.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +21,9 @@ from spot_ray.operators.augment import Augment, build_augment
 from spot_ray.operators.batch import Batch
 from spot_ray.operators.beams import BeamResample, build_beam_resample
 from spot_ray.operators.config import DataConfig
+from spot_ray.operators.deskew import Deskew
 from spot_ray.operators.features import check_features, columns_of
+from spot_ray.operators.merge import Merge, build_merge
 from spot_ray.operators.pack import Pack, pack_error, unpack
 from spot_ray.operators.plan import plan_epoch
 from spot_ray.operators.read import ReadFrame, locate, slots
@@ -43,21 +49,26 @@ class Chain:
 
     Args:
         uri: The dataset.
-        read: Reads a frame.
-        beams: Re-samples its beams.
-        augment: Moves it.
+        read: Reads a frame and the sweeps that are to be merged into it.
+        beams: Re-samples their beams.
+        deskew: Corrects each for the motion within it.
+        merge: Merges them.
+        augment: Moves the whole.
         pack: Packs samples to rows.
     """
 
     uri: str
     read: ReadFrame
     beams: BeamResample
+    deskew: Deskew
+    merge: Merge
     augment: Augment
     pack: Pack
 
     def __call__(self, places: pa.Table, reader: ShardReader) -> pa.Table:
         """Return the packed samples of some rows of the plan, in order."""
-        return self.pack([self.augment(self.beams(self.read(slot, reader))) for slot in slots(places)])
+        read = (self.read(slot, reader) for slot in slots(places))
+        return self.pack([self.augment(self.merge(self.deskew(self.beams(sample)))) for sample in read])
 
 
 def iterate(
@@ -112,7 +123,7 @@ def iterate(
         shuffle=shuffle,
     )
     share = plan.share(rank=rank, world_size=world_size, start_step=start_step)
-    places = locate(share, dataset, labels)
+    places = locate(share, dataset, labels, merge=config.merge, deskew=config.deskew)
     chain = _build_chain(dataset, labels, config, grid or labels.info.grid, seed=seed, epoch=epoch)
     return _iterate(chain, places, share.batch_size, len(config.features))
 
@@ -179,7 +190,7 @@ def stream(
     share = plan.share(rank=rank, world_size=world_size, start_step=start_step)
     if not len(share):
         return iter(())
-    places = locate(share, dataset, labels)
+    places = locate(share, dataset, labels, merge=config.merge, deskew=config.deskew)
     chain = _build_chain(dataset, labels, config, grid or labels.info.grid, seed=seed, epoch=epoch)
     rows = _prepare(chain, places, cpus_per_task=cpus_per_task, max_tasks=max_tasks)
     return _batches(rows, share.batch_size, len(config.features), prefetch_batches)
@@ -207,10 +218,23 @@ def _build_chain(
     columns = columns_of(config.features, info)
     if config.beams.targets:
         columns = (*columns, "ring", "lidar_id")
+    if config.merge.num_sweeps > 1 and len(info.rig) > 1:
+        columns = (*columns, "lidar_id")
+    if config.deskew:
+        columns = (*columns, "time_offset_ns")
     return Chain(
         uri=dataset.uri,
-        read=ReadFrame(uri=dataset.uri, info=info, labels_grid=labels.info.grid, grid=grid, columns=columns),
+        read=ReadFrame(
+            uri=dataset.uri,
+            info=info,
+            labels_grid=labels.info.grid,
+            grid=grid,
+            columns=columns,
+            deskew=config.deskew,
+        ),
         beams=build_beam_resample(config.beams, info.rig, seed=seed, epoch=epoch),
+        deskew=Deskew(enabled=config.deskew),
+        merge=build_merge(config.merge, info.rig),
         augment=build_augment(config.augment, grid, seed=seed, epoch=epoch),
         pack=Pack(features=config.features, rig=info.rig, class_of_source=info.taxonomy.lookup()),
     )

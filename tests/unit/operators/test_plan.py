@@ -124,6 +124,7 @@ def test_a_fleets_epochs_are_planned_in_seconds():
         "frame_id": pa.array(frames),
         "class_point_counts": counts,
         "class_box_counts": pa.nulls(count, pa.list_(pa.int64())),
+        "keyframe": pa.repeat(True, count),
     }
     for field in SWEEP_MANIFEST:
         if field.name not in columns:
