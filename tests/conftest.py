@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,8 @@ import pytest
 
 # Before torch is imported: spinning threads starve the processes that tests start beside them.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Builders of raw logs that several test files import (`waymo_files`): the import mode puts no folder on the path.
+sys.path.insert(0, str(Path(__file__).parent))
 
 Row = dict[str, Any]
 QUARTER_LEFT = [0.5**0.5, 0.0, 0.0, 0.5**0.5]
@@ -63,6 +66,7 @@ class NuScenesFolder:
     The ego drives 1 m a keyframe towards global +y and heads there. The sensor is 0.9 m in front of and 1.8 m above
     its origin and turned a quarter to the right, as the real one. A car drives ahead, a cone is seen once in each
     scene, a bicycle rack always. Points: on the road 10 m before the sensor, 2 m to its right, and two more.
+    The tables list no sweeps between the keyframes until :meth:`add_sweeps`.
     """
 
     root: Path
@@ -81,10 +85,39 @@ class NuScenesFolder:
     def lidarseg(self, scene: int = 0, frame: int = 0) -> Path:
         return self.root / f"lidarseg/v1.0-mini/lidar-{scene}-{frame}_lidarseg.bin"
 
+    def sweep(self, scene: int = 0, name: str = "early") -> Path:
+        return self.root / f"sweeps/LIDAR_TOP/{scene}-{name}.pcd.bin"
+
+    def add_sweeps(self) -> None:
+        """Add four sweeps to each scene; a sweep belongs to the sample that follows, the last to the last.
+
+        Each has a pose and a calibration of its own, 0.1 m higher than that of the keyframes, and three points.
+        """
+        (self.root / "sweeps/LIDAR_TOP").mkdir(parents=True)
+        higher = {"token": "higher", "sensor_token": "lidar", "translation": [0.9, 0, 1.9], "rotation": QUARTER_RIGHT}
+        self.edit("calibrated_sensor", lambda rows: rows.append(higher))
+        for scene in range(2):
+            for name, (sample, time_us) in SWEEPS.items():
+                pose = {"translation": [100.0, 50.0 + 2e-6 * time_us, 0.0], "rotation": QUARTER_LEFT}
+                data = {
+                    "token": f"sweep-{scene}-{name}",
+                    "sample_token": f"sample-{scene}-{sample}",
+                    "ego_pose_token": f"pose-{scene}-{name}",
+                    "calibrated_sensor_token": "higher",
+                    "timestamp": START_US + time_us,
+                    "filename": f"sweeps/LIDAR_TOP/{scene}-{name}.pcd.bin",
+                    "is_key_frame": False,
+                }
+                self.edit("ego_pose", lambda rows, p=pose, d=data: rows.append(p | {"token": d["ego_pose_token"]}))
+                self.edit("sample_data", lambda rows, d=data: rows.insert(0, d))
+                self.sweep(scene, name).write_bytes(POINTS[:3].tobytes())
+
 
 POINTS = np.array([[0, 10, -1.8, 12, 0], [2, 0, 0, 255, 31], [0, 30, 0, 7, 20], [-5, 5, 2, 0, 25]], np.float32)
 LABELS = np.array([24, 17, 0, 30], np.uint8)
 CAR_Y = (70.0, 72.0, 76.0)
+START_US = 1_000_000_000
+SWEEPS = {"before": (0, -50_000), "early": (1, 125_000), "middle": (2, 750_000), "after": (2, 1_050_000)}
 
 
 @pytest.fixture
@@ -117,7 +150,7 @@ def _add_scene(tables: dict[str, list[Row]], folder: NuScenesFolder, scene: int)
     tables["instance"] += [{"token": f"{name}-{scene}", "category_token": c} for name, c in objects.items()]
     for frame in reversed(range(3)):
         key = f"{scene}-{frame}"
-        time_us = 1_000_000_000 + 500_000 * frame
+        time_us = START_US + 500_000 * frame
         tables["sample"].append({"token": f"sample-{key}", "timestamp": time_us, "scene_token": f"s{scene}"})
         tables["ego_pose"].append(
             {"token": f"pose-{key}", "translation": [100.0, 50.0 + frame, 0.0], "rotation": QUARTER_LEFT}
@@ -133,8 +166,7 @@ def _add_scene(tables: dict[str, list[Row]], folder: NuScenesFolder, scene: int)
         }
         tables["sample_data"] += [
             data,
-            data | {"token": f"between-{key}", "is_key_frame": False, "ego_pose_token": "not read"},
-            data | {"token": f"camera-{key}", "calibrated_sensor_token": "other"},
+            data | {"token": f"camera-{key}", "calibrated_sensor_token": "other", "ego_pose_token": "not read"},
         ]
         tables["lidarseg"].append(
             {"sample_data_token": f"lidar-{key}", "filename": f"lidarseg/v1.0-mini/lidar-{key}_lidarseg.bin"}
