@@ -10,15 +10,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from spot_ray.convert.nuscenes import CATEGORIES, UNLABELLED_CLASSES, open_source
-from spot_ray.convert.run import convert
-from spot_ray.errors import DataError
+from spot_ray.convert.nuscenes import open_source
+from spot_ray.convert.source import BadFrame
+from spot_ray.errors import ConfigError, DataError
 from spot_ray.schema.sweep import Sweep
-from spot_ray.schema.taxonomy import PAPER_CLASSES
 
 
 def read(folder: Any, sequence: str = "scene-0000") -> list[Sweep]:
-    return list(open_source(str(folder.root), version="v1.0-mini").read(sequence))
+    sweeps = []
+    for sweep in open_source(str(folder.root), version="v1.0-mini").read(sequence):
+        assert isinstance(sweep, Sweep)
+        sweeps.append(sweep)
+    return sweeps
 
 
 def test_points_come_to_the_ego_frame_by_the_calibration(nuscenes_folder: Any) -> None:
@@ -95,24 +98,9 @@ def test_bike_racks_are_regions_in_which_nothing_counts(nuscenes_folder: Any) ->
     np.testing.assert_allclose(sweep.ignore_regions, [[10, -10, 0.5, 3, 1, 1, 0]], atol=1e-5)
 
 
-def test_every_category_of_lidarseg_has_its_place(nuscenes_folder: Any) -> None:
-    taxonomy = open_source(str(nuscenes_folder.root)).info().taxonomy
-    assert [(s.id, s.name) for s in taxonomy.sources] == list(enumerate(name for name, _ in CATEGORIES))
-    assert len(CATEGORIES) == 32
-    assert {name for name, target in CATEGORIES if target is None} == {"noise", "vehicle.ego"}
-    reached = {target for _, target in CATEGORIES if target is not None}
-    assert reached | UNLABELLED_CLASSES == {c.name for c in PAPER_CLASSES}
-    assert not reached & UNLABELLED_CLASSES
-    assert {c.name for c in taxonomy.classes if not c.labelled} == UNLABELLED_CLASSES
-    lookup = taxonomy.lookup()
-    assert taxonomy.class_names[lookup[16] - 1] == "vehicle"
-    assert taxonomy.class_names[lookup[27] - 1] == "walkable"
-    assert lookup[31] == 255
-
-
 def test_without_lidarseg_points_are_unlabelled_and_ids_stay(nuscenes_folder: Any) -> None:
     def drop_index(rows: list[dict[str, Any]]) -> None:
-        rows[:] = [{"token": r["token"], "name": r["name"]} for r in rows if r["index"] in (12, 13, 17)]
+        rows[:] = [{"token": r["token"], "name": r["name"]} for r in reversed(rows) if r["index"] in (12, 13, 17)]
 
     nuscenes_folder.edit("category", drop_index)
     nuscenes_folder.table("lidarseg").unlink()
@@ -145,23 +133,34 @@ def test_the_rig_has_the_real_mount_and_the_source_pickles(nuscenes_folder: Any)
     assert lidar.num_beams == 32
     assert lidar.height_m == 1.8
     np.testing.assert_allclose(lidar.pose @ [0, 1, 0, 1], [1.9, 0, 1.8, 1], atol=1e-9)
-    assert next(source.read("scene-0001")).name == "scene-0001/sample-1-0"
+    assert [s.frame_id for s in source.read("scene-0001")] == ["sample-1-0", "sample-1-1", "sample-1-2"]
+    assert source.info().provenance == "nuScenes v1.0-mini, keyframes of LIDAR_TOP, recorded in nowhere"
+
+
+def test_scenes_that_the_table_leaves_out_are_left_out(nuscenes_folder: Any) -> None:
+    nuscenes_folder.add_sweeps()
+    whole = read(nuscenes_folder, "scene-0001")
+    nuscenes_folder.edit("scene", lambda rows: rows.pop(0))
+    assert open_source(str(nuscenes_folder.root)).sequences() == ("scene-0001",)
+    for a, b in zip(whole, read(nuscenes_folder, "scene-0001"), strict=True):
+        assert a.boxes is not None
+        assert b.boxes is not None
+        assert a.name == b.name
+        np.testing.assert_array_equal(a.boxes.boxes, b.boxes.boxes)
 
 
 def _edit(table: str, change: Callable[[list[dict[str, Any]]], object]) -> Callable[[Any], object]:
     return lambda folder: folder.edit(table, change)
 
 
-def _nan(folder: Any) -> None:
-    points = np.frombuffer(folder.points(1, 2).read_bytes(), np.float32).copy()
-    points[6] = np.nan
-    folder.points(1, 2).write_bytes(points.tobytes())
+def _change(file: Path, at: int, value: float) -> None:
+    points = np.frombuffer(file.read_bytes(), np.float32).copy()
+    points[at] = value
+    file.write_bytes(points.tobytes())
 
 
-def _ring(folder: Any) -> None:
-    points = np.frombuffer(folder.points().read_bytes(), np.float32).copy()
-    points[4] = 32
-    folder.points().write_bytes(points.tobytes())
+def _stretched(row: dict[str, Any]) -> None:
+    row["rotation"] = [1.01 * value for value in row["rotation"]]
 
 
 BROKEN: list[tuple[str, Callable[[Any], object], str, str]] = [
@@ -171,45 +170,105 @@ BROKEN: list[tuple[str, Callable[[Any], object], str, str]] = [
     ("missing attributes", lambda f: f.table("attribute").unlink(), "table 'attribute'", "attribute.json"),
     ("cut table", lambda f: f.table("sample").write_text('[{"token": "sam'), "not valid JSON", "sample.json"),
     ("object table", lambda f: f.table("scene").write_text('{"token": "a", "name": "b"}'), "holds", "scene.json"),
-    ("list of numbers", lambda f: f.table("log").write_text("[1]"), "the file holds", "log.json"),
-    ("no field", _edit("ego_pose", lambda r: r[0].pop("rotation")), "no field 'rotation'", "ego_pose.json"),
+    ("list of numbers", lambda f: f.table("log").write_text("[1]"), "row 0 is 1", "log.json"),
+    ("no field", _edit("ego_pose", lambda r: r[2].pop("rotation")), "row 2 has no field 'rotation'", "ego_pose.json"),
     ("wrong type", _edit("sample", lambda r: r[0].update(timestamp="x")), "field 'timestamp'", "sample.json"),
     ("no pose", _edit("ego_pose", lambda r: r[0].update(rotation=[0, 0, 0, 0])), "is no pose", "ego_pose.json"),
     ("short pose", _edit("ego_pose", lambda r: r[0].update(translation=[0, 0])), "is no pose", "ego_pose.json"),
-    ("lost pose", _edit("ego_pose", lambda r: r.pop()), "not in the table", "ego_pose.json"),
+    ("worded pose", _edit("ego_pose", lambda r: r[0].update(translation=["a", 0, 0])), "is no pose", "ego_pose.json"),
+    ("endless pose", _edit("ego_pose", lambda r: r[0].update(translation=[np.inf, 0, 0])), "no pose", "ego_pose.json"),
+    ("norm 1.01", _edit("ego_pose", lambda r: _stretched(r[0])), "row pose-0-2 is no pose", "ego_pose.json"),
+    (
+        "norm of a mount",
+        _edit("calibrated_sensor", lambda r: _stretched(r[0])),
+        "row mount is no pose: rotation [0.714",
+        "calibrated_sensor.json",
+    ),
+    ("norm of a box", _edit("sample_annotation", lambda r: _stretched(r[0])), "(norm 1.01)", "sample_annotation.json"),
+    ("lost pose", _edit("ego_pose", lambda r: r.pop()), "refers to 'pose-1-0', which is not", "ego_pose.json"),
     ("lost keyframe", _edit("sample_data", lambda r: r.pop(0)), "no LIDAR_TOP keyframe", "sample_data.json"),
     ("two keyframes", _edit("sample_data", lambda r: r.append(r[0])), "two LIDAR_TOP", "sample_data.json"),
+    (
+        "sweep of no sample",
+        _edit("sample_data", lambda r: r.append(r[0] | {"token": "d", "sample_token": "x", "is_key_frame": False})),
+        "sample_data d refers to 'x'",
+        "sample.json",
+    ),
+    ("sample twice", _edit("sample", lambda r: r.append(r[0])), "token sample-0-2 occurs twice", "sample.json"),
     ("empty scene", _edit("scene", lambda r: r.append({"token": "x", "name": "y"})), "no sample", "sample.json"),
     ("no scenes", _edit("scene", list.clear), "table is empty", "scene.json"),
+    ("scene twice", _edit("scene", lambda r: r[0].update(name="scene-0001")), "2 scenes have 1 names", "scene.json"),
     ("new category", _edit("category", lambda r: r[17].update(name="vehicle.cart")), "vehicle.cart", "category.json"),
     ("lost category", _edit("instance", lambda r: r[0].update(category_token="x")), "refers to 'x'", "category.json"),
     ("some indices", _edit("category", lambda r: r[3].pop("index")), "only 31 of 32", "category.json"),
     ("huge index", _edit("category", lambda r: r[3].update(index=300)), "an index is 300", "category.json"),
+    ("few categories", _edit("category", lambda r: r.pop(9)), "no category 'movable_object.barrier'", "category.json"),
     ("flat box", _edit("sample_annotation", lambda r: r[0].update(size=[0, 1, 1])), "size", "sample_annotation.json"),
     ("lost sample", _edit("sample_annotation", lambda r: r[0].update(sample_token="x")), "'x'", "sample.json"),
-    ("missing points", lambda f: f.points(1, 1).unlink(), "point file is missing", "1-1.pcd.bin"),
-    ("empty points", lambda f: f.points(1, 1).write_bytes(b""), "is empty", "1-1.pcd.bin"),
-    ("cut points", lambda f: f.points(1, 1).write_bytes(b"\0" * 70), "70 bytes", "1-1.pcd.bin"),
-    ("nan", _nan, "not finite, the first is point 1", "1-2.pcd.bin"),
-    ("ring", _ring, "ring 32", "0-0.pcd.bin"),
-    ("missing labels", lambda f: f.lidarseg(1, 0).unlink(), "lidarseg file is missing", "lidar-1-0_lidarseg.bin"),
-    ("short labels", lambda f: f.lidarseg(1, 0).write_bytes(b"\1\2\3"), "3 labels for 4", "lidar-1-0_lidarseg.bin"),
-    ("unknown label", lambda f: f.lidarseg(1, 0).write_bytes(b"\1\2\3\x28"), "label 40", "lidar-1-0_lidarseg.bin"),
+    ("lost instance", _edit("sample_annotation", lambda r: r[0].update(instance_token="x")), "'x'", "instance.json"),
+    ("lost attribute", _edit("attribute", lambda r: r[0].update(token="x")), "refers to 'a0'", "attribute.json"),
+    (
+        "box twice",
+        _edit("sample_annotation", lambda r: r.append(r[0])),
+        "two boxes in sample",
+        "sample_annotation.json",
+    ),
+    (
+        "points outside",
+        _edit("sample_data", lambda r: r[0].update(filename="../secret.bin")),
+        "'../secret.bin', in the row lidar-0-2",
+        "sample_data.json",
+    ),
+    (
+        "labels outside",
+        _edit("lidarseg", lambda r: r[0].update(filename="/etc/passwd")),
+        "'/etc/passwd', in the row lidar-0-2",
+        "lidarseg.json",
+    ),
 ]
 
 
 @pytest.mark.parametrize(("spoil", "what", "where"), [case[1:] for case in BROKEN], ids=[case[0] for case in BROKEN])
-def test_a_broken_folder_is_named_and_leaves_nothing(
-    nuscenes_folder: Any, tmp_path: Path, spoil: Callable[[Any], object], what: str, where: str
+def test_a_broken_table_is_named_on_opening(
+    nuscenes_folder: Any, spoil: Callable[[Any], object], what: str, where: str
 ) -> None:
     spoil(nuscenes_folder)
-    out = tmp_path / "out"
     with pytest.raises(DataError) as caught:
-        convert("nuscenes", source=str(nuscenes_folder.root), version="v1.0-mini", uri=str(out), num_workers=1)
+        open_source(str(nuscenes_folder.root), version="v1.0-mini")
     assert what in caught.value.what
     assert caught.value.where.endswith(where)
     assert caught.value.expected or caught.value.remedy
-    assert not out.exists()
+
+
+BROKEN_FILES: list[tuple[str, Callable[[Any], object], str, str]] = [
+    ("missing points", lambda f: f.points(1, 1).unlink(), "point file is missing", "1-1.pcd.bin"),
+    ("empty points", lambda f: f.points(1, 1).write_bytes(b""), "is empty", "1-1.pcd.bin"),
+    ("cut points", lambda f: f.points(1, 1).write_bytes(b"\0" * 70), "70 bytes", "1-1.pcd.bin"),
+    ("nan", lambda f: _change(f.points(1, 1), 6, np.nan), "not finite, the first is point 1", "1-1.pcd.bin"),
+    ("ring", lambda f: _change(f.points(1, 1), 4, 32), "ring 32", "1-1.pcd.bin"),
+    ("part of a ring", lambda f: _change(f.points(1, 1), 9, 1.5), "point 1 has the ring 1.5", "1-1.pcd.bin"),
+    ("missing labels", lambda f: f.lidarseg(1, 1).unlink(), "label file is missing", "lidar-1-1_lidarseg.bin"),
+    ("short labels", lambda f: f.lidarseg(1, 1).write_bytes(b"\1\2\3"), "3 labels for 4", "lidar-1-1_lidarseg.bin"),
+    ("unknown label", lambda f: f.lidarseg(1, 1).write_bytes(b"\1\2\3\x28"), "label 40", "lidar-1-1_lidarseg.bin"),
+]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "what", "where"), [case[1:] for case in BROKEN_FILES], ids=[case[0] for case in BROKEN_FILES]
+)
+def test_a_broken_file_is_its_frames_error_and_the_others_are_read(
+    nuscenes_folder: Any, spoil: Callable[[Any], object], what: str, where: str
+) -> None:
+    spoil(nuscenes_folder)
+    before, bad, after = open_source(str(nuscenes_folder.root)).read("scene-0001")
+    assert isinstance(before, Sweep)
+    assert isinstance(after, Sweep)
+    assert isinstance(bad, BadFrame)
+    assert bad.frame_id == "sample-1-1"
+    assert what in bad.error.what
+    assert bad.error.where.endswith(where)
+    assert bad.error.expected
+    assert bad.error.remedy
 
 
 def test_a_missing_version_lists_those_that_are_there(nuscenes_folder: Any) -> None:
@@ -225,3 +284,9 @@ def test_a_missing_version_lists_those_that_are_there(nuscenes_folder: Any) -> N
     with pytest.raises(DataError, match="several versions") as caught:
         open_source(str(root))
     assert caught.value.remedy == "choose one: --version v1.0-mini | v1.0-test"
+
+
+def test_an_unknown_choice_of_sweeps_is_told(nuscenes_folder: Any) -> None:
+    with pytest.raises(ConfigError, match="sweeps is 'keyframe'") as caught:
+        open_source(str(nuscenes_folder.root), sweeps="keyframe")
+    assert caught.value.expected == "one of: all, keyframes"
