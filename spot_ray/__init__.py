@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from spot_ray.errors import SpotRayError as SpotRayError
+    from spot_ray.schema.dataset import DatasetInfo as DatasetInfo
     from spot_ray.schema.dataset import ExtraColumn as ExtraColumn
     from spot_ray.schema.sensors import LidarSpec as LidarSpec
     from spot_ray.schema.sweep import Boxes as Boxes
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from spot_ray.storage.dataset import DatasetWriter as DatasetWriter
     from spot_ray.storage.dataset import open_dataset as open_dataset
     from spot_ray.storage.occupancy import open_occupancy as open_occupancy
+    from spot_ray.storage.toml_description import load_description as load_description
     from spot_ray.train.api import load_encoder as load_encoder
     from spot_ray.train.api import stream as stream
 
@@ -29,6 +31,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Boxes": "schema.sweep",
+    "DatasetInfo": "schema.dataset",
     "DatasetWriter": "storage.dataset",
     "ExtraColumn": "schema.dataset",
     "LidarSpec": "schema.sensors",
@@ -38,6 +41,7 @@ _HOMES = {
     "SpotRayError": "errors",
     "Sweep": "schema.sweep",
     "Taxonomy": "schema.taxonomy",
+    "load_description": "storage.toml_description",
     "load_encoder": "train.api",
     "open_dataset": "storage.dataset",
     "open_occupancy": "storage.occupancy",
