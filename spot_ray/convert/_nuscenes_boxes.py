@@ -51,10 +51,11 @@ def boxes_between(
 ) -> Boxes:
     """Return the boxes of a time between samples in the ego frame, interpolated by instance in the global frame.
 
-    As the devkit's `get_boxes` does: centre and size linearly, rotation along the shortest arc, and before the first
+    As the devkit's `get_boxes` does: the centre linearly, the rotation along the shortest arc, and before the first
     sample of a scene, or after its last, the boxes of that one. Unlike there, an instance that only one of the two
-    samples has gets no box: the devkit puts it where it will be at the later one. Nobody counted points in these boxes
-    or looked at their attributes.
+    samples has gets no box: the devkit puts it where it will be at the later one. Sizes, which the devkit takes from
+    the later one, are interpolated too; in the release they are the same. Nobody counted the points in these boxes or
+    looked at their attributes.
 
     Args:
         annotations: All boxes.

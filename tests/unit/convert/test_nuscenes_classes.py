@@ -82,9 +82,10 @@ def test_the_splits_have_their_official_sizes_and_share_no_scene() -> None:
     found = list(scenes.values())
     assert {split: found.count(split) for split in SPLITS} == {"train": 700, "val": 150, "test": 150}
     # No two runs overlap: each number counts once.
-    assert sum(
-        int(run.split("-")[-1]) - int(run.split("-")[0]) + 1 for runs in SPLITS.values() for run in runs.split()
-    ) == 1000
+    assert (
+        sum(int(run.split("-")[-1]) - int(run.split("-")[0]) + 1 for runs in SPLITS.values() for run in runs.split())
+        == 1000
+    )
     assert np.flatnonzero([split is not None for split in found])[[0, -1]].tolist() == [1, 1110]
     mini = [split_of(scene, "v1.0-mini") for scene in scenes]
     assert {split: mini.count(split) for split in MINI_SPLITS} == {"mini_train": 8, "mini_val": 2}
