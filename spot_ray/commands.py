@@ -59,6 +59,7 @@ def convert(options: argparse.Namespace, _: list[str]) -> None:
         place = f"{frame.sequence_id}/{frame.frame_id}" if frame.frame_id else f"{frame.sequence_id} from here on"
         say(f"set aside: {place}: {frame.what} ({frame.where})")
     there = f"; {report.num_known} were there already" if report.num_known else ""
+    there += f"; {report.num_removed} were removed from it and stay out" if report.num_removed else ""
     bad = f"; {len(report.set_aside)} frames set aside" if report.set_aside else ""
     say(f"wrote {report.num_frames} frames in {report.num_sequences} sequences to {options.out}{there}{bad}")
 

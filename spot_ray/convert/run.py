@@ -36,6 +36,7 @@ class ConvertReport:
         num_frames: Their frames.
         num_points: Points of all these frames.
         num_known: Sequences that were asked for and are in the dataset already.
+        num_removed: Sequences that were asked for and had been taken out of the dataset: they stay out.
         set_aside: Frames that were left out because they are broken.
     """
 
@@ -43,8 +44,9 @@ class ConvertReport:
     num_sequences: int
     num_frames: int
     num_points: int
-    num_known: int = 0
-    set_aside: tuple[SetAside, ...] = ()
+    num_known: int
+    num_removed: int
+    set_aside: tuple[SetAside, ...]
 
 
 @dataclass(frozen=True)
@@ -210,6 +212,7 @@ class _Tally:
             num_frames=self._num_frames,
             num_points=self._num_points,
             num_known=ingest.num_known,
+            num_removed=ingest.num_removed,
             set_aside=tuple(self._set_aside),
         )
 

@@ -19,6 +19,8 @@ from spot_ray.storage import manifest
 from spot_ray.storage import uri as uris
 from spot_ray.storage.codec import EXTRA, columns_for, decode_sweep
 from spot_ray.storage.description import FILE, describes_new, write_description
+from spot_ray.storage.removed import FILE as REMOVED
+from spot_ray.storage.removed import removed_sequences
 from spot_ray.storage.sequence import SequenceWriter, remove_shards
 from spot_ray.storage.shards import ShardReader, shard_stem
 
@@ -73,6 +75,7 @@ class DatasetWriter:
         folder = uris.join(self.uri, "manifest")
         rows = manifest.read_parts(folder, SWEEP_MANIFEST, manifest.list_parts(folder))
         self._done = set(rows.column("sequence_id").unique().to_pylist())
+        self._removed = removed_sequences(self.uri)
         self._sequence: SequenceWriter | None = None
         self._stems: list[str] = []
         self._rows: list[pa.Table] = []
@@ -90,6 +93,12 @@ class DatasetWriter:
                     f"sequence {sweep.sequence_id!r} is already in the dataset",
                     where=self.uri,
                     expected="all frames of a sequence together, each sequence once",
+                )
+            if sweep.sequence_id in self._removed:
+                raise DataError(
+                    f"sequence {sweep.sequence_id!r} was taken out of the dataset",
+                    where=uris.join(self.uri, REMOVED),
+                    remedy="to bring it back, delete its line there",
                 )
             self._done.add(sweep.sequence_id)
             self._sequence = SequenceWriter(self.uri, self.info, [sweep.sequence_id])

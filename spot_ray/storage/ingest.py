@@ -22,6 +22,7 @@ from spot_ray.storage import manifest
 from spot_ray.storage import uri as uris
 from spot_ray.storage.description import FILE, describes_new, write_description
 from spot_ray.storage.manifest import Notes, SequenceNotes
+from spot_ray.storage.removed import removed_sequences
 from spot_ray.storage.shards import shard_stem
 from spot_ray.storage.whole_file import remove_asides
 
@@ -68,7 +69,8 @@ class Ingest:
     Args:
         uri: The dataset's folder; it is made if it is not there.
         info: The dataset.
-        sequences: The sequences to add, in the source's order; those that are there already are left as they are.
+        sequences: The sequences to add, in the source's order; those that are there already are left as they are, and
+            those that were taken out stay out.
 
     Raises:
         DataError: If the folder holds something else, or a dataset that `info` does not fit.
@@ -78,9 +80,11 @@ class Ingest:
         self.uri = uris.absolute(uri)
         self._is_new = describes_new(self.uri, info)
         known = self._listed()
-        new = [name for name in sequences if name not in known]
+        removed = removed_sequences(self.uri)
+        new = [name for name in sequences if name not in known and name not in removed]
         size = info.sequences_a_shard
-        self.num_known = len(sequences) - len(new)
+        self.num_known = len(known.intersection(sequences))
+        self.num_removed = len(removed.intersection(sequences) - known)
         self.units = tuple(Unit(tuple(new[i : i + size])) for i in range(0, len(new), size))
         self._blocks = [list(self.units[i : i + UNITS_A_BLOCK]) for i in range(0, len(self.units), UNITS_A_BLOCK)]
         receipts = set(uris.list_dir(uris.join(self.uri, "pending")))
