@@ -474,9 +474,3 @@ def lidar_spec(calibration: LaserCalibration, shape: tuple[int, int]) -> LidarSp
         rate_hz=10.0,
         intensity_max=None,
     )
-
-
-OFFICIAL_SHAPES: dict[Laser, tuple[int, int]] = {
-    laser: (64, 2650) if laser is Laser.TOP else (200, 600) for laser in Laser
-}
-"""Rows and columns of the range images of every laser."""
