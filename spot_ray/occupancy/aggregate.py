@@ -12,6 +12,7 @@ import numpy.typing as npt
 from spot_ray.geometry import boxes as boxes_ops
 from spot_ray.geometry import se3
 from spot_ray.occupancy.cloud import Cloud, CloudBuilder
+from spot_ray.occupancy.guesses import MARGIN_M
 from spot_ray.occupancy.tracks import FrameObjects, Tracks
 from spot_ray.schema.sweep import Sweep
 from spot_ray.schema.taxonomy import IGNORE
@@ -25,16 +26,19 @@ class PointParts:
         label: (N,) uint8 class by the source's label, else by the box that holds the point; 255 where neither.
         box: (N,) int32 box of the frame that holds the point as part of its object; -1 in none.
         on_ego: (N,) bool: a return from the vehicle's own body.
+        doubtful: (N,) bool: in no box, yet perhaps part of an object that moves.
     """
 
     label: npt.NDArray[np.uint8]
     box: npt.NDArray[np.int32]
     on_ego: npt.NDArray[np.bool_]
+    doubtful: npt.NDArray[np.bool_]
 
 
 def split_points(
     sweep: Sweep,
     objects: FrameObjects,
+    guessed: npt.NDArray[np.float32],
     lookup: npt.NDArray[np.uint8],
     ground: npt.NDArray[np.bool_],
     *,
@@ -50,6 +54,7 @@ def split_points(
     Args:
         sweep: The sweep.
         objects: Its objects.
+        guessed: (K, 7) boxes in which there may be others, see :func:`~spot_ray.occupancy.guesses.guess_boxes`.
         lookup: (65536,) uint8 class of each source class.
         ground: (256,) bool by class: whether it is ground.
         box_margin_m: Margin on the sides and top of a box, metres.
@@ -61,17 +66,27 @@ def split_points(
     label = np.full(len(sweep), IGNORE, np.uint8)
     if sweep.point_source_class is not None:
         label = lookup[sweep.point_source_class]
-    lifted = objects.boxes.copy()
-    lifted[:, 2] += box_margin_m / 2
-    # The margin is added on both ends below, so the height gives it back: the bottom stays where it is.
-    lifted[:, 5] = np.maximum(lifted[:, 5] - box_margin_m, 0.0)
-    box = boxes_ops.points_in_boxes(sweep.xyz, lifted, margin_m=box_margin_m)
+    box = _in_enlarged(sweep.xyz, objects.boxes, box_margin_m)
     box[ground[label]] = -1
     from_box = (box >= 0) & (label == IGNORE)
     label[from_box] = objects.label[box[from_box]]
     low, high = np.array(ego_body_m[:3]), np.array(ego_body_m[3:])
     on_ego = np.all((sweep.xyz >= low) & (sweep.xyz <= high), axis=1) & (label == IGNORE) & (box < 0)
-    return PointParts(label, box, on_ego)
+    doubtful = (_in_enlarged(sweep.xyz, guessed, MARGIN_M) >= 0) & (box < 0) & ~ground[label]
+    return PointParts(label, box, on_ego, doubtful)
+
+
+def _in_enlarged(
+    xyz: npt.NDArray[np.float32], boxes: npt.NDArray[np.float32], margin_m: float
+) -> npt.NDArray[np.int32]:
+    """Return the (N,) box that holds each point, enlarged on its sides and top; -1 in none."""
+    if not len(boxes):
+        return np.full(len(xyz), -1, np.int32)
+    lifted = boxes.copy()
+    lifted[:, 2] += margin_m / 2
+    # The margin is added on both ends below, so the height gives it back: the bottom stays where it is.
+    lifted[:, 5] = np.maximum(lifted[:, 5] - margin_m, 0.0)
+    return boxes_ops.points_in_boxes(xyz, lifted, margin_m=margin_m)
 
 
 def aggregate_static(
@@ -81,10 +96,10 @@ def aggregate_static(
     *,
     cell_m: float,
 ) -> Cloud:
-    """Return the points of all sweeps that belong to no box, in the sequence frame."""
+    """Return the points of all sweeps that surely belong to no object, in the sequence frame."""
     builder = CloudBuilder(cell_m)
     for sweep, part, pose in zip(sweeps, parts, seq_SE3_ego, strict=True):
-        rest = (part.box < 0) & ~part.on_ego
+        rest = (part.box < 0) & ~part.on_ego & ~part.doubtful
         builder.add(se3.transform_points(pose, sweep.xyz[rest]), part.label[rest])
     return builder.build()
 

@@ -16,12 +16,14 @@ from spot_ray.geometry.grid import pack_bits
 from spot_ray.occupancy.aggregate import PointParts, aggregate_objects, aggregate_static, place_objects, split_points
 from spot_ray.occupancy.cloud import Cloud, CloudBuilder
 from spot_ray.occupancy.config import LabelConfig
+from spot_ray.occupancy.guesses import guess_boxes
 from spot_ray.occupancy.heights import align_heights
 from spot_ray.occupancy.propagate import propagate_labels
 from spot_ray.occupancy.tracks import Tracks, find_tracks
 from spot_ray.occupancy.visibility import PassedSpace, passed_by_sweep, ray_origins, voxels_in_boxes
 from spot_ray.occupancy.voxels import voxelise
 from spot_ray.schema.dataset import DatasetInfo
+from spot_ray.schema.motion import deskew, with_frame_poses
 from spot_ray.schema.occupancy import Occupancy
 from spot_ray.schema.sweep import Sweep
 from spot_ray.schema.taxonomy import IGNORE
@@ -36,12 +38,13 @@ class LabelReport:
 
     Args:
         sequences: Sequences labelled.
-        frames: Frames labelled.
+        sweeps: Sweeps that the labels are made of: the frames labelled and, where they are aggregated, those between.
+        frames: Frames labelled: the key frames.
         frames_aggregated: Frames labelled from their whole sequence; the others from their own sweep only, since the
             sequence has frames without a pose (or has only one frame).
         frames_with_boxes: Frames with annotated or interpolated boxes. In the others nothing tells an object that
             moves from one that stands, except its class.
-        points: Points read.
+        points: Points of the frames labelled.
         points_on_ego: Returns from the vehicle's own body, left out.
         points_by_source: Points whose class is the source's.
         points_by_box: Points whose class is that of the box that holds them.
@@ -53,6 +56,7 @@ class LabelReport:
     """
 
     sequences: int = 0
+    sweeps: int = 0
     frames: int = 0
     frames_aggregated: int = 0
     frames_with_boxes: int = 0
@@ -74,8 +78,8 @@ class LabelReport:
         """Return it in words."""
         points = max(self.points - self.points_on_ego, 1)
         lines = [
-            f"labelled {self.frames} frames of {self.sequences} sequences, {self.frames_aggregated} from their whole "
-            f"sequence, {self.frames_with_boxes} with boxes",
+            f"labelled {self.frames} frames of {self.sequences} sequences from {self.sweeps} sweeps: "
+            f"{self.frames_aggregated} from their whole sequence, {self.frames_with_boxes} with boxes",
             f"points: {self.points}, {self.points_on_ego} of them on the vehicle itself; of the rest "
             f"{self.points_by_source / points:.1%} labelled by the source, {self.points_by_box / points:.1%} by boxes, "
             f"{self.points_by_neighbours / points:.1%} by neighbours, {self.points_unclassed / points:.1%} without a "
@@ -83,13 +87,22 @@ class LabelReport:
             f"voxels: {self.voxels_observed} observed, {self.voxels_occupied} of them occupied, "
             f"{self.voxels_unclassed} of these without a class",
         ]
+        alone = self.frames - self.frames_aggregated
+        if alone:
+            lines.insert(
+                1,
+                f"{alone} of the frames are labelled from their own sweep alone: nothing can be aggregated where a "
+                "sequence has one frame, or frames without a pose",
+            )
         return "\n".join(lines)
 
 
 def label_sequence(
     sweeps: Sequence[Sweep], *, info: DatasetInfo, config: LabelConfig
 ) -> tuple[list[Occupancy], LabelReport]:
-    """Make the occupancy labels of one sequence.
+    """Make the occupancy labels of the key frames of one sequence, out of all its sweeps.
+
+    Sweeps that the source did not correct for the motion within them are de-skewed as far as their poses allow.
 
     Args:
         sweeps: All sweeps of the sequence in time order, with at least the columns `SWEEP_COLUMNS` where they exist.
@@ -97,20 +110,30 @@ def label_sequence(
         config: How to label.
 
     Returns:
-        One occupancy a sweep, in the same order, and what was found. If a frame has no pose nothing can be aggregated:
-        each frame is then labelled from its own sweep.
+        One occupancy a key frame, in the same order, and what was found. If a sweep has no pose nothing can be
+        aggregated: each key frame is then labelled from its own sweep.
 
     Raises:
         DataError: If a `lidar_id` is not in the rig, or the sequence covers more space than can be held.
     """
+    sweeps = _deskewed(sweeps)
     poses = [sweep.world_SE3_ego for sweep in sweeps if sweep.world_SE3_ego is not None]
     if len(poses) == len(sweeps):
         frames, report = _label_together(sweeps, poses, info, config)
     else:
-        alone = [_label_together([sweep], [np.eye(4)], info, config) for sweep in sweeps]
+        alone = [_label_together([sweep], [np.eye(4)], info, config) for sweep in sweeps if sweep.keyframe]
         frames = [frame for result, _ in alone for frame in result]
         report = sum((found for _, found in alone), LabelReport())
     return frames, report + LabelReport(sequences=1)
+
+
+def _deskewed(sweeps: Sequence[Sweep]) -> list[Sweep]:
+    result = []
+    for i, sweep in enumerate(sweeps):
+        beside = [*sweeps[max(i - 1, 0) : i], *sweeps[i + 1 : i + 2]]
+        poses = [(s.timestamp_ns, s.world_SE3_ego) for s in beside if s.world_SE3_ego is not None]
+        result.append(deskew(with_frame_poses(sweep, poses)))
+    return result
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,7 +148,6 @@ class Scene:
         parts: What the points of each sweep are.
         static: Points in no box, in the sequence frame.
         objects: Points of each track, in the frame of its box.
-        origins: (N, 3) of each sweep: where the LiDAR was when it fired each point, ego frame.
         space: What the rays of all sweeps passed; None if there is only one sweep.
     """
 
@@ -135,7 +157,6 @@ class Scene:
     parts: Sequence[PointParts]
     static: Cloud
     objects: dict[int, Cloud]
-    origins: Sequence[npt.NDArray[np.float64]]
     space: PassedSpace | None
 
 
@@ -144,12 +165,17 @@ def _label_together(
 ) -> tuple[list[Occupancy], LabelReport]:
     scene = _aggregate(sweeps, world_SE3_ego, info, config)
     standing = scene.static.where(~_by_class(info, "foreground")[scene.static.label])
-    report = LabelReport(frames=len(sweeps), frames_aggregated=len(sweeps) if scene.space is not None else 0)
+    keyframes = [i for i, sweep in enumerate(sweeps) if sweep.keyframe]
+    report = LabelReport(
+        sweeps=len(sweeps),
+        frames=len(keyframes),
+        frames_aggregated=len(keyframes) if scene.space is not None else 0,
+    )
     frames = []
-    for i, sweep in enumerate(sweeps):
-        label = _own_labels(scene, i)
+    for i in keyframes:
+        sweep, label = sweeps[i], _own_labels(scene, i)
         index, semantic = _occupied(scene, i, label, standing, info, config)
-        observed, by_frame = _observed(scene, i, index, config)
+        observed, by_frame = _observed(scene, i, index, info, config)
         frames.append(
             Occupancy(sweep.sequence_id, sweep.frame_id, index, semantic, pack_bits(observed), pack_bits(by_frame))
         )
@@ -166,20 +192,38 @@ def _aggregate(
     seq_SE3_world = se3.invert(world_SE3_ego[0])
     seq_SE3_ego = [seq_SE3_world @ pose for pose in world_SE3_ego]
     tracks = find_tracks(sweeps, seq_SE3_ego, lookup, moving_m=config.moving_m)
+    guesses = guess_boxes(sweeps, seq_SE3_ego, tracks)
     parts = [
-        split_points(sweep, objects, lookup, ground, box_margin_m=config.box_margin_m, ego_body_m=config.ego_body_m)
-        for sweep, objects in zip(sweeps, tracks.frames, strict=True)
+        split_points(
+            sweep, objects, guessed, lookup, ground, box_margin_m=config.box_margin_m, ego_body_m=config.ego_body_m
+        )
+        for sweep, objects, guessed in zip(sweeps, tracks.frames, guesses, strict=True)
     ]
-    static = aggregate_static(sweeps, parts, seq_SE3_ego, cell_m=config.cell_m)
+    static = aggregate_static(*_where_objects_are_known(sweeps, tracks, parts, seq_SE3_ego), cell_m=config.cell_m)
     static = propagate_labels(static, neighbours=config.knn_neighbours, radius_m=config.knn_radius_m)
     objects = aggregate_objects(sweeps, parts, tracks, cell_m=config.cell_m)
 
-    origins = [ray_origins(sweep, info) for sweep in sweeps]
     space = PassedSpace(config.grid, seq_SE3_ego, config.space_cell_m) if len(sweeps) > 1 else None
     if space is not None:
-        for sweep, origin, pose in zip(sweeps, origins, seq_SE3_ego, strict=True):
-            space.add(sweep.xyz, origin, pose)
-    return Scene(sweeps, seq_SE3_ego, tracks, parts, static, objects, origins, space)
+        for sweep, pose in zip(sweeps, seq_SE3_ego, strict=True):
+            space.add(sweep.xyz, ray_origins(sweep, info), pose)
+    return Scene(sweeps, seq_SE3_ego, tracks, parts, static, objects, space)
+
+
+def _where_objects_are_known(
+    sweeps: Sequence[Sweep],
+    tracks: Tracks,
+    parts: Sequence[PointParts],
+    seq_SE3_ego: Sequence[npt.NDArray[np.float64]],
+) -> tuple[list[Sweep], list[PointParts], list[npt.NDArray[np.float64]]]:
+    """Return the sweeps, with their parts and poses, that may be aggregated.
+
+    Where key frames have boxes, a sweep before the first of these or after the last shows objects that no box tells
+    from what stands still.
+    """
+    has_boxes = any(sweep.boxes is not None for sweep in sweeps)
+    used = [i for i, s in enumerate(sweeps) if s.keyframe or tracks.frames[i].known or not has_boxes]
+    return [sweeps[i] for i in used], [parts[i] for i in used], [seq_SE3_ego[i] for i in used]
 
 
 def _by_class(info: DatasetInfo, attribute: str) -> npt.NDArray[np.bool_]:
@@ -238,14 +282,14 @@ def _occupied(
 
 
 def _observed(
-    scene: Scene, i: int, occupied: npt.NDArray[np.int32], config: LabelConfig
+    scene: Scene, i: int, occupied: npt.NDArray[np.int32], info: DatasetInfo, config: LabelConfig
 ) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
     """Return the voxels that the sequence observed, and those that the frame's own sweep did: (n,) bool each.
 
     Where an object that moves is now, only the frame's own rays tell what is empty: the others passed at another time.
     """
     grid, sweep = config.grid, scene.sweeps[i]
-    by_frame = passed_by_sweep(sweep, scene.origins[i], grid)
+    by_frame = passed_by_sweep(sweep, ray_origins(sweep, info), grid)
     voxel, inside = grid.voxel_of(sweep.xyz[~scene.parts[i].on_ego])
     by_frame[grid.linear(voxel[inside])] = True
     observed = by_frame.copy()

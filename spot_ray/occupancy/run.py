@@ -45,8 +45,9 @@ def label_dataset(
 ) -> LabelReport:
     """Make occupancy labels for every sequence of a dataset that has none yet, each in a Ray task.
 
-    The labels become visible all at once at the end; an error leaves none. A dataset without point labels and without
-    boxes gets labels that only say where something is, not what; then nothing that moved can be told apart either.
+    Key frames are labelled, each from all sweeps of its sequence. The labels become visible all at once at the end; an
+    error leaves none. A dataset without point labels and without boxes gets labels that only say where something is,
+    not what; then nothing that moved can be told apart either.
 
     Args:
         uri: The dataset.
@@ -95,13 +96,22 @@ def _unlabelled(dataset: Dataset, name: str, config: LabelConfig, *, overwrite: 
             remedy="copy the whole folder again, or write it anew",
         )
     folder = label_set_uri(dataset.uri, name)
+    keyframes = dataset.manifest.filter(dataset.manifest.column("keyframe"))
+    to_label = tuple(dict.fromkeys(keyframes.column("sequence_id").to_pylist()))
+    if not to_label:
+        raise DataError(
+            f"none of the {len(dataset)} frames is a key frame",
+            where=dataset.uri,
+            expected="at least one: key frames are what is labelled",
+            remedy="mark them when writing (Sweep.keyframe)",
+        )
     if overwrite:
         uris.remove_tree(folder)
     if name not in list_label_sets(dataset.uri):
-        return dataset.sequences
+        return to_label
     existing = open_occupancy(dataset.uri, name)
     done = set(existing.manifest.column("sequence_id").to_pylist())
-    sequences = tuple(s for s in dataset.sequences if s not in done)
+    sequences = tuple(s for s in to_label if s not in done)
     if not sequences:
         raise DataError(
             f"every sequence has occupancy labels {name!r} already",
@@ -110,7 +120,7 @@ def _unlabelled(dataset: Dataset, name: str, config: LabelConfig, *, overwrite: 
         )
     if existing.info.provenance.get("config") != to_json(config, indent=None):
         raise DataError(
-            f"{len(done)} of {len(dataset.sequences)} sequences have labels {name!r} that were made another way",
+            f"{len(done)} of {len(to_label)} sequences have labels {name!r} that were made another way",
             where=folder,
             expected=f"config {existing.info.provenance.get('config')}",
             remedy="choose another --name, or make all of them anew with --overwrite",

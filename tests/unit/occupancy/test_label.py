@@ -237,6 +237,115 @@ def test_without_poses_each_frame_stands_alone():
     assert (report.sequences, report.frames, report.frames_aggregated) == (1, 2, 0)
 
 
+def test_frames_that_are_sequences_of_their_own_are_labelled_alone_and_the_report_says_so():
+    # KITTI's object benchmark: no poses, nothing to aggregate.
+    frame = sweep([[3.2, 0.05, 1.05], [5.2, 1.2, 1.05]], boxes=[[3.25, 0, 1, *CAR]], pose=False)
+    (labels,), (occupancy,), report = label(frame)
+    assert (at(labels, 3.2), at(labels, 5.2, 1.2), at(labels, 1.7)) == (VEHICLE, 255, 0)
+    assert observed(occupancy)[GRID.voxel_of(np.array([[5.2, 1.2, 1.05]]))[0][0][0], 6, 2], (
+        "occupied by what is unknown"
+    )
+    assert (report.sweeps, report.frames, report.frames_aggregated, report.points_by_box) == (1, 1, 0, 1)
+    assert "1 of the frames are labelled from their own sweep alone" in str(report)
+    together = label(sweep([[3.2, 0.05, 1.05]]), sweep([[3.2, 0.05, 1.05]], frame=1))[2]
+    assert "alone" not in str(together)
+
+
+def test_key_frames_are_labelled_and_the_sweeps_between_make_them_denser():
+    sweeps = [
+        sweep([[3.2, 0.05, 1.05]], [BUILDING], frame=0),
+        sweep([[3.2, 1.2, 1.05], [3.2, 0.15, 1.25]], frame=1, keyframe=False),
+        sweep([[3.2, 0.05, 1.05]], [BUILDING], frame=2),
+    ]
+    dense, frames, report = label(*sweeps)
+    assert [frame.frame_id for frame in frames] == ["000", "002"]
+    assert (report.sweeps, report.frames, report.frames_aggregated) == (3, 2, 2)
+    assert (report.points, report.points_by_source) == (2, 2), "points of the frames that are labelled"
+    for labels, occupancy in zip(dense, frames, strict=True):
+        assert at(labels, 3.2) == BUILDING
+        assert at(labels, 2.2, 0.8) == 0, "the space that the sweep between passed"
+        unclassed = occupancy.index[occupancy.semantic == 255]
+        assert GRID.linear(GRID.voxel_of(np.array([[3.2, 1.2, 1.05]]))[0])[0] in unclassed
+    alone = label(*(s for s in sweeps if s.keyframe))[0]
+    assert at(alone[0], 2.2, 0.8) == 255
+
+
+def test_without_poses_sweeps_between_key_frames_are_of_no_use():
+    sweeps = [sweep([[3.2, 0.05, 1.05]], frame=i, pose=False, keyframe=i != 1) for i in range(3)]
+    _, frames, report = label(*sweeps)
+    assert [frame.frame_id for frame in frames] == ["000", "002"]
+    assert (report.sweeps, report.frames, report.frames_aggregated) == (2, 2, 0)
+
+
+def test_an_object_that_one_key_frame_alone_has_leaves_no_trail_in_the_sweeps_between():
+    # It drives 0.4 m a sweep towards the ego and comes into sight of the annotators with the second key frame.
+    places = [7.65 - 0.4 * i for i in range(9)]
+    keys = (0, 4, 8)
+
+    def drive_by(*, boxes: bool):
+        return [
+            sweep(
+                [[place - 0.45, 0.05, 1.05], [2.0, 1.9, 0.05]],
+                [VEHICLE, ROAD] if i in keys and i else [UNLABELLED, ROAD],
+                frame=i,
+                boxes=([[place, 0.0, 1.0, *CAR]] if i else []) if boxes and i in keys else None,
+                tracks=["car"] if i else [],
+                keyframe=i in keys,
+            )
+            for i, place in enumerate(places)
+        ]
+
+    with_boxes, _, _ = label(*drive_by(boxes=True))
+    without, _, _ = label(*drive_by(boxes=False))
+    trail = [places[i] - 0.45 for i in (1, 2)]
+    assert all(at(without[2], x) != 0 for x in trail), "else there would be nothing to avoid"
+    assert all(at(with_boxes[2], x) in (0, 255) for x in trail)
+    occupied = [GRID.centers(frame.index) for frame in label(*drive_by(boxes=True))[1]]
+    assert not any(np.isclose(occupied[2][:, 0], np.floor(x / 0.5) * 0.5 + 0.25).any() for x in trail)
+
+
+def test_sweeps_before_the_first_key_frame_with_boxes_give_rays_but_no_points():
+    sweeps = [
+        sweep([[5.2, 0.05, 1.05], [2.0, 1.9, 0.05]], [UNLABELLED, ROAD], frame=0, keyframe=False),
+        sweep([[4.2, 0.05, 1.05], [2.0, 1.9, 0.05]], [VEHICLE, ROAD], frame=1, boxes=[[4.65, 0, 1, *CAR]]),
+        sweep([[3.2, 0.05, 1.05], [2.0, 1.9, 0.05]], [VEHICLE, ROAD], frame=2, boxes=[[3.65, 0, 1, *CAR]]),
+    ]
+    _, frames, _ = label(*sweeps)
+    where_it_was = GRID.linear(GRID.voxel_of(np.array([[5.2, 0.05, 1.05]]))[0])[0]
+    assert where_it_was not in frames[1].index
+    kept = [sweeps[0], *(sweep([[7.2, 0.05, 1.05]], [BUILDING], frame=i) for i in (1, 2))]
+    assert where_it_was in label(*kept)[1][1].index, "of a log without boxes all sweeps count"
+
+
+def test_skewed_sweeps_are_corrected_before_they_are_aggregated():
+    # A standing wall at x = 6.2. In the 100 ms of a sweep the ego drives 2 m, and the second point is of its end.
+    def driving(i: int):
+        return sweep(
+            [[6.2 - 2 * i, 0.05, 1.05], [4.2 - 2 * i, 0.05, 1.25]],
+            [BUILDING, BUILDING],
+            x=2.0 * i,
+            frame=i,
+            time_offset_ns=np.array([0, 100_000_000], np.int32),
+            motion_compensated=False,
+        )
+
+    for frames in ([driving(0), driving(1)], [driving(0)]):
+        labels, occupancies, _ = label(*frames)
+        walls = GRID.centers(occupancies[0].index)[:, 0]
+        expected = {6.25} if len(frames) > 1 else {6.25, 4.25}
+        assert set(walls) == expected
+    assert at(labels[0], 6.2) == BUILDING
+
+
+def test_a_second_return_was_fired_through_the_first():
+    # One ray: leaves at 3.2 m and a wall behind them at 6.2 m.
+    frame = sweep(
+        [[3.2, 0.05, 1.05], [6.2, 0.05, 1.05]], [VEGETATION, BUILDING], return_index=np.array([0, 1], np.uint8)
+    )
+    (labels,), _, _ = label(frame)
+    assert [at(labels, x) for x in (1.7, 3.2, 4.7, 6.2, 6.7)] == [0, VEGETATION, 0, BUILDING, 255]
+
+
 def test_returns_from_the_vehicle_itself_leave_no_trail():
     config = LabelConfig(grid=GRID, space_cell_m=0.25, free_fraction=0.0, ego_body_m=(-1.0, -1.0, 0.0, 1.6, 1.0, 2.0))
     labels, _, report = label(
