@@ -12,9 +12,10 @@ Only objects that camera 2 sees are annotated: outside of its image, points with
 `DontCare` regions are `Sweep.ignore_boxes_2d`. A label's `alpha` has no column: it is `ry` minus the azimuth of the
 object in the camera's frame. Files list points beam by beam but state no beam, so there is no `ring`.
 
-The points are corrected for the ego's motion within the sweep, to the moment at which the cameras fired and the
-Velodyne looked forward (A. Geiger, P. Lenz, R. Urtasun, "Are we ready for autonomous driving?", CVPR 2012, section 2.1;
-the odometry benchmark's readme).
+The points are not corrected for the ego's motion within the sweep, and without poses they cannot be: the benchmark's
+readme maps its frames to those of the raw data, whose readme says so, and so do the points. They lie on a grid of 1 mm,
+and each beam's on one cone all around, to 0.05 mrad; the corrected ones of the odometry benchmark do neither. Cameras
+fired while the Velodyne looked forward, so what the image shows was measured at nearly one moment.
 """
 
 from __future__ import annotations
@@ -159,7 +160,7 @@ class Kitti:
             intensity=points[:, 3].copy(),
             boxes=boxes,
             ignore_boxes_2d=ignored,
-            motion_compensated=True,
+            motion_compensated=False,
             calibration=json.dumps({**as_lists(matrices), "image_size": size}),
             split=frame.split,
         )
@@ -209,8 +210,9 @@ def open_source(source: str, *, version: str | None = None) -> Kitti:
         annotated = bool(uris.list_dir(uris.join(root, folder, "label_2")))
         images = set(uris.list_dir(uris.join(root, folder, "image_2")))
         for frame_id in listed:
-            split = "test" if folder == "testing" else split_of.get(frame_id)
-            frames[f"{folder}/{frame_id}"] = Frame(folder, frame_id, split, annotated, f"{frame_id}.png" in images)
+            sequence_id = f"{folder}/{frame_id}"
+            split = "test" if folder == "testing" else split_of.get(sequence_id)
+            frames[sequence_id] = Frame(folder, frame_id, split, annotated, f"{frame_id}.png" in images)
     return Kitti(root, frames)
 
 
@@ -231,7 +233,7 @@ def read_image_size(root: str, relative: str) -> tuple[int, int]:
 
 
 def _read_lists(root: str, ids: dict[str, set[str]]) -> dict[str, str]:
-    """Return the split of each frame of `training` that `ImageSets` names; frames that it names are added to `ids`.
+    """Return the split of each frame, by sequence id, that `ImageSets` names; frames that it names are added to `ids`.
 
     The lists of a folder that is not there are passed over: most users leave out `testing`.
     """
@@ -254,9 +256,10 @@ def _read_lists(root: str, ids: dict[str, set[str]]) -> dict[str, str]:
             if frame_id in seen:
                 raise DataError(f"the frame {frame_id} occurs twice", where=where, expected="each frame once")
             seen.add(frame_id)
-            if split is not None and split_of.setdefault(frame_id, split) != split:
+            sequence_id = f"{folder}/{frame_id}"
+            if split is not None and split_of.setdefault(sequence_id, split) != split:
                 raise DataError(
-                    f"the frame {frame_id} is in {split_of[frame_id]}.txt too",
+                    f"the frame {frame_id} is in {split_of[sequence_id]}.txt too",
                     where=where,
                     expected="each frame in one split",
                 )

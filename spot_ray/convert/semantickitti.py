@@ -14,7 +14,7 @@ have classes of their own and map as the standing ones. No object has a box. Fil
 beam, so there is no `ring`.
 
 The points are corrected for the ego's motion within the sweep, to the moment at which the cameras fired and the
-Velodyne looked forward (the odometry benchmark's readme).
+Velodyne looked forward: the readme of the odometry benchmark says so.
 """
 
 from __future__ import annotations
