@@ -42,6 +42,26 @@ class Laser(IntEnum):
     SIDE_RIGHT = 4
     REAR = 5
 
+    @classmethod
+    def numbered(cls, number: int, *, where: str) -> Laser:
+        """Return the laser of a number.
+
+        Args:
+            number: As the files give it.
+            where: The file and row, for messages.
+
+        Raises:
+            DataError: If no laser has it.
+        """
+        try:
+            return cls(number)
+        except ValueError:
+            raise DataError(
+                f"a laser has the number {number}",
+                where=where,
+                expected=", ".join(f"{laser.value} {laser.name}" for laser in cls),
+            ) from None
+
 
 @dataclass(frozen=True, eq=False)
 class LaserCalibration:

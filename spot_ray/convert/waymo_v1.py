@@ -28,16 +28,13 @@ from spot_ray.convert._waymo import (
     boxes_of,
     lidar_spec,
 )
-from spot_ray.convert._waymo_taxonomy import taxonomy
+from spot_ray.convert._waymo_folder import SPLITS, dataset_info, folders_of, refuse_version
 from spot_ray.convert._waymo_v1_frame import parse, read_float_image, read_int_image
 from spot_ray.convert.source import BadFrame, read_frames
-from spot_ray.errors import ConfigError, DataError
+from spot_ray.errors import DataError
 from spot_ray.schema.dataset import DatasetInfo
 from spot_ray.schema.sweep import Boxes, Sweep
 from spot_ray.storage import uri as uris
-
-SPLITS = {"training": "train", "validation": "val", "testing": "test"}
-"""The official folders and the split that each is."""
 
 PREFIX, SUFFIX, EXTENSION = "segment-", "_with_camera_labels", ".tfrecord"
 
@@ -83,13 +80,7 @@ class WaymoV1:
             for image in returns.range_images[:1]
             if image is not None
         ]
-        return DatasetInfo(
-            name="waymo",
-            rig=tuple(sorted(rig, key=lambda lidar: lidar.lidar_id)),
-            taxonomy=taxonomy(),
-            licence="Waymo Dataset License Agreement for Non-Commercial Use",
-            provenance="Waymo Open Dataset, perception, v1 (TFRecord)",
-        )
+        return dataset_info(rig, "v1 (TFRecord)")
 
     def sequences(self) -> tuple[str, ...]:
         """Return the context names of the segments, sorted."""
@@ -122,14 +113,10 @@ def open_source(source: str, *, version: str | None = None) -> WaymoV1:
         DataError: If there are no segments in the folder, or one is there twice.
         ConfigError: If a version is asked for.
     """
-    if version is not None:
-        raise ConfigError(
-            f"version is {version!r}", where="--version", expected="none: the files of Waymo do not tell theirs"
-        )
+    refuse_version(version)
     root = uris.absolute(source)
-    splits: dict[str, str | None] = {"": SPLITS.get(root.rsplit("/", 1)[-1]), **SPLITS}
     segments: dict[str, Segment] = {}
-    for folder, split in splits.items():
+    for folder, split in folders_of(root).items():
         for name in uris.list_dir(uris.join(root, folder) if folder else root):
             if not name.endswith(EXTENSION):
                 continue
@@ -203,7 +190,7 @@ def lasers_of(frame: Any, where: str) -> list[LaserReturns]:
     """
     result = []
     for message in frame.lasers:
-        laser = _laser(message.name, where)
+        laser = Laser.numbered(message.name, where=where)
         place = f"{where}, laser {laser.name}"
         returns = (message.ri_return1, message.ri_return2)
         images = [
@@ -245,7 +232,7 @@ def calibrations_of(frame: Any, where: str) -> dict[Laser, LaserCalibration]:
     """
     result: dict[Laser, LaserCalibration] = {}
     for message in frame.context.laser_calibrations:
-        laser = _laser(message.name, where)
+        laser = Laser.numbered(message.name, where=where)
         if laser in result:
             raise DataError(f"laser {laser.name} is calibrated twice", where=where, expected="every laser once")
         values = np.array(message.beam_inclinations, dtype=np.float64)
@@ -296,17 +283,6 @@ def box_labels_of(frame: Any, where: str) -> BoxLabels:
         difficulty=np.array([label.detection_difficulty_level for label in labels], dtype=np.int32),
         where=where,
     )
-
-
-def _laser(number: int, where: str) -> Laser:
-    try:
-        return Laser(number)
-    except ValueError:
-        raise DataError(
-            f"a laser has the number {number}",
-            where=where,
-            expected=", ".join(f"{laser.value} {laser.name}" for laser in Laser),
-        ) from None
 
 
 def _transform(message: Any, what: str, where: str) -> Float64:

@@ -30,6 +30,7 @@ from spot_ray.convert._waymo import (
     boxes_of,
     lidar_spec,
 )
+from spot_ray.convert._waymo_folder import SPLITS, dataset_info, folders_of, refuse_version
 from spot_ray.convert._waymo_parquet import (
     LASER,
     OBJECT,
@@ -43,16 +44,12 @@ from spot_ray.convert._waymo_parquet import (
     is_text,
     required,
 )
-from spot_ray.convert._waymo_taxonomy import taxonomy
 from spot_ray.convert.source import BadFrame, read_frames
-from spot_ray.errors import ConfigError, DataError
+from spot_ray.errors import DataError
 from spot_ray.geometry import se3
 from spot_ray.schema.dataset import DatasetInfo
 from spot_ray.schema.sweep import Boxes, Sweep
 from spot_ray.storage import uri as uris
-
-SPLITS = {"training": "train", "validation": "val", "testing": "test"}
-"""The official folders and the split that each is."""
 
 NEEDED = ("lidar", "lidar_pose", "lidar_calibration", "vehicle_pose")
 """Components that no sweep can be made without."""
@@ -141,14 +138,8 @@ class WaymoV2:
         missing = [laser.name for laser in calibrations if not shapes.get(laser)]
         if missing:
             raise DataError(f"laser {missing[0]} has no range image", where=lidar.where, expected="one in every frame")
-        rig = [lidar_spec(calibrations[laser], tuple(shapes[laser][:2])) for laser in sorted(calibrations)]
-        return DatasetInfo(
-            name="waymo",
-            rig=tuple(rig),
-            taxonomy=taxonomy(),
-            licence="Waymo Dataset License Agreement for Non-Commercial Use",
-            provenance="Waymo Open Dataset, perception, v2 (Parquet)",
-        )
+        rig = [lidar_spec(laser, tuple(shapes[laser.laser][:2])) for laser in calibrations.values()]
+        return dataset_info(rig, "v2 (Parquet)")
 
     def sequences(self) -> tuple[str, ...]:
         """Return the context names of the segments, sorted."""
@@ -210,14 +201,10 @@ def open_source(source: str, *, version: str | None = None) -> WaymoV2:
         DataError: If there are no segments in the folder, one is there twice, or one lacks a component that is needed.
         ConfigError: If a version is asked for.
     """
-    if version is not None:
-        raise ConfigError(
-            f"version is {version!r}", where="--version", expected="none: the files of Waymo do not tell theirs"
-        )
+    refuse_version(version)
     root = uris.absolute(source)
-    splits: dict[str, str | None] = {"": SPLITS.get(root.rsplit("/", 1)[-1]), **SPLITS}
     segments: dict[str, Segment] = {}
-    for folder, split in splits.items():
+    for folder, split in folders_of(root).items():
         for name, segment in _segments_of(root, folder, split).items():
             if name in segments:
                 raise DataError(
@@ -274,7 +261,7 @@ def calibrations_of(file: ComponentFile) -> dict[Laser, LaserCalibration]:
     low, high = (required(file, table, f"{_BEAMS}.{end}") for end in ("min", "max"))
     result: dict[Laser, LaserCalibration] = {}
     for row, number in enumerate(required(file, table, LASER).tolist()):
-        laser = _laser(number, file.row(row))
+        laser = Laser.numbered(number, where=file.row(row))
         if laser in result:
             raise DataError(f"laser {laser.name} is calibrated twice", where=file.row(row), expected="every laser once")
         values = np.array(table[f"{_BEAMS}.values"][row].as_py() or [], dtype=np.float64)
@@ -404,7 +391,7 @@ class _SegmentReader:
         labels = _by_laser(rows.segmentation)
         lasers = []
         for row in rows.lidar:
-            laser = _laser(row.laser, row.where)
+            laser = Laser.numbered(row.laser, where=row.where)
             pixel_pose = pixel_poses.get(laser)
             segmentation = labels.get(laser)
             images = row.image(f"{_LIDAR}1", 4, np.float32), row.image(f"{_LIDAR}2", 4, np.float32)
@@ -433,7 +420,7 @@ class _SegmentReader:
 def _by_laser(rows: list[Row]) -> dict[Laser, Row]:
     result: dict[Laser, Row] = {}
     for row in rows:
-        laser = _laser(row.laser, row.where)
+        laser = Laser.numbered(row.laser, where=row.where)
         if laser in result:
             raise DataError(
                 f"laser {laser.name} occurs twice in the frame",
@@ -449,17 +436,6 @@ def _rows_by_time(times: npt.NDArray[np.integer]) -> dict[int, list[int]]:
     for row, time in enumerate(times.tolist()):
         rows.setdefault(time, []).append(row)
     return rows
-
-
-def _laser(number: int, where: str) -> Laser:
-    try:
-        return Laser(number)
-    except ValueError:
-        raise DataError(
-            f"a laser has the number {number}",
-            where=where,
-            expected=", ".join(f"{laser.value} {laser.name}" for laser in Laser),
-        ) from None
 
 
 def _transform(table: pa.Table, column: str, row: int, where: str) -> Float64:
