@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 
@@ -279,6 +280,20 @@ def test_the_hash_covers_every_file_of_a_frame(folder: Folder) -> None:
     folder.path("training/velodyne/000000.bin").write_bytes(POINTS[1:2].tobytes())
     seen.add(digest())
     assert len(seen) == 5
+
+
+def test_it_reads_from_an_object_store(folder: Folder) -> None:
+    store = fsspec.filesystem("memory")
+    store.put(str(folder.root), "/kitti-test", recursive=True)
+    try:
+        source = open_source("memory:///kitti-test")
+        (sweep,) = source.read("training/000000")
+    finally:
+        store.rm("/kitti-test", recursive=True)
+    assert source.sequences() == folder.open().sequences()
+    assert isinstance(sweep, Sweep)
+    assert sweep.calibration == folder.read().calibration
+    np.testing.assert_array_equal(sweep.xyz, folder.read().xyz)
 
 
 def _nan(f: Folder) -> None:

@@ -7,6 +7,7 @@ import pickle
 from collections.abc import Callable
 from pathlib import Path
 
+import fsspec
 import numpy as np
 import pytest
 
@@ -192,6 +193,21 @@ def test_a_dataset_of_it_gives_everything_back(folder: Folder, tmp_path: Path) -
     np.testing.assert_array_equal(back.world_SE3_ego, sweep.world_SE3_ego)
     np.testing.assert_allclose(back.xyz, sweep.xyz, atol=0.0026)
     assert (back.timestamp_ns, back.split, back.motion_compensated) == (103_735_900, "train", True)
+
+
+def test_it_reads_from_an_object_store(folder: Folder) -> None:
+    store = fsspec.filesystem("memory")
+    store.put(str(folder.root), "/semantickitti-test", recursive=True)
+    try:
+        source = open_source("memory:///semantickitti-test")
+        sweeps = list(source.read("00"))
+    finally:
+        store.rm("/semantickitti-test", recursive=True)
+    assert source.sequences() == folder.open().sequences()
+    for sweep, local in zip(sweeps, folder.read(), strict=True):
+        assert isinstance(sweep, Sweep)
+        np.testing.assert_array_equal(sweep.world_SE3_ego, local.world_SE3_ego)
+        np.testing.assert_array_equal(sweep.point_source_class, local.point_source_class)
 
 
 def _labels(*labels: int) -> Callable[[Folder], object]:
