@@ -8,10 +8,10 @@ from typing import Any
 import fsspec
 import numpy as np
 import pytest
-from waymo_files import NAME, Segment, make_segment
+from waymo_files import NAME, Segment, make_segment, write_v2
 from waymo_v1_files import CAMERA_BYTES, float_image, frame_message, int_image, write_v1
 
-from spot_ray.convert import files, waymo_v1
+from spot_ray.convert import files, waymo_v1, waymo_v2
 from spot_ray.convert._tfrecord import crc32c, frame_record, read_records
 from spot_ray.convert._waymo_v1_frame import parse
 from spot_ray.convert.source import BadFrame
@@ -163,6 +163,26 @@ def test_boxes_are_the_labels(tmp_path: Path, segment: Segment, file: Path) -> N
             else:
                 in_world = sweep.world_SE3_ego[:3, :3] @ velocity
                 np.testing.assert_allclose(in_world, label.speed, atol=1e-5)
+
+
+def test_both_formats_give_the_same_dataset(tmp_path: Path, segment: Segment) -> None:
+    def equal(one: Any, other: Any, name: str) -> None:
+        if dataclasses.is_dataclass(one):
+            for field in dataclasses.fields(one):
+                equal(getattr(one, field.name), getattr(other, field.name), f"{name}.{field.name}")
+        elif isinstance(one, np.ndarray):
+            assert one.dtype == other.dtype, name
+            np.testing.assert_array_equal(one, other, err_msg=name)
+        else:
+            assert one == other, name
+
+    write_v1(tmp_path / "v1", segment)
+    write_v2(tmp_path / "v2", segment)
+    sources = waymo_v1.open_source(str(tmp_path / "v1")), waymo_v2.open_source(str(tmp_path / "v2"))
+    for one, other in zip(*(source.read(NAME) for source in sources), strict=True):
+        equal(one, other, other.frame_id)
+    one, other = (dataclasses.replace(source.info(), provenance="") for source in sources)
+    equal(one, other, "info")
 
 
 def test_a_label_without_vertical_speed_has_none(tmp_path: Path, segment: Segment) -> None:
