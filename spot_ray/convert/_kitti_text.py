@@ -59,9 +59,10 @@ def read_rows(root: str, relative: str, what: str, num_columns: int) -> Float:
         DataError: If the file is missing, or a row holds something else than so many finite numbers.
     """
     text = read_text(root, relative, what)
+    where = inside(root, relative)
     # A row's place is the frame that it is of, so an empty one between others is an error too.
     rows = [
-        numbers(line.split(), num_columns, f"{inside(root, relative)}, row {row}")
+        numbers(line.split(), num_columns, f"{where}, row {row}")
         for row, line in enumerate(text.rstrip().splitlines(), 1)
     ]
     return np.array(rows, dtype=np.float64).reshape(-1, num_columns)
