@@ -27,7 +27,7 @@ from spot_ray.convert._nuscenes_classes import BIKE_RACK, read_categories
 from spot_ray.convert._nuscenes_index import CHANNEL, Index, read_index
 from spot_ray.convert._nuscenes_splits import split_of
 from spot_ray.convert._nuscenes_tables import Float, Tables, as_transform, find_version
-from spot_ray.convert.files import inside, read_labels, read_points
+from spot_ray.convert.files import hashed_reading, inside, read_labels, read_points, record
 from spot_ray.convert.source import BadFrame, one_of, read_frames
 from spot_ray.errors import DataError
 from spot_ray.geometry import se3
@@ -51,16 +51,25 @@ class NuScenes:
         taxonomy: Its classes.
         index: Its sweeps and boxes.
         locations: Where it was recorded.
+        tables_hash: Hash of the tables, for the provenance of every scene.
     """
 
     def __init__(
-        self, source: str, version: str, *, taxonomy: Taxonomy, index: Index, locations: tuple[str, ...]
+        self,
+        source: str,
+        version: str,
+        *,
+        taxonomy: Taxonomy,
+        index: Index,
+        locations: tuple[str, ...],
+        tables_hash: str,
     ) -> None:
         self._source = source
         self._version = version
         self._taxonomy = taxonomy
         self._index = index
         self._locations = locations
+        self._tables_hash = tables_hash
         self._racks = [s.id for s in taxonomy.sources if s.name == BIKE_RACK]
 
     def info(self) -> DatasetInfo:
@@ -87,6 +96,7 @@ class NuScenes:
 
     def read(self, sequence_id: str) -> Iterator[Sweep | BadFrame]:
         """Yield the sweeps of a scene in time order; in place of one whose files are missing or broken, what is."""
+        record(self._version, self._tables_hash.encode())
         rows = range(*self._index.frames_of[sequence_id])
         tokens = self._index.frames.token
         return read_frames(((tokens[i].as_py(), i) for i in rows), lambda i: self._sweep(sequence_id, i))
@@ -149,11 +159,13 @@ def open_source(source: str, *, version: str | None = None, sweeps: str = "all")
     root = uris.absolute(source)
     found = find_version(root, version)
     tables = Tables(root, found)
-    taxonomy, class_of_category = read_categories(tables)
-    index = read_index(tables, class_of_category, keyframes_only=sweeps == "keyframes")
+    with hashed_reading() as tables_hash:
+        taxonomy, class_of_category = read_categories(tables)
+        index = read_index(tables, class_of_category, keyframes_only=sweeps == "keyframes")
+        locations = tuple(sorted({row["location"] for row in tables.rows("log")}))
     _check_downloaded(root, index)
-    locations = tuple(sorted({row["location"] for row in tables.rows("log")}))
-    return NuScenes(root, found, taxonomy=taxonomy, index=index, locations=locations)
+    assert tables_hash.hexdigest is not None
+    return NuScenes(root, found, taxonomy=taxonomy, index=index, locations=locations, tables_hash=tables_hash.hexdigest)
 
 
 def read_pcd(root: str, relative: str) -> npt.NDArray[np.float32]:

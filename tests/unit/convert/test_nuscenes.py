@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from spot_ray.convert.files import hashed_reading
 from spot_ray.convert.nuscenes import open_source
 from spot_ray.convert.source import BadFrame
 from spot_ray.errors import ConfigError, DataError
@@ -149,14 +150,31 @@ def test_scenes_that_the_table_leaves_out_are_left_out(nuscenes_folder: Any) -> 
         np.testing.assert_array_equal(a.boxes.boxes, b.boxes.boxes)
 
 
-def _edit(table: str, change: Callable[[list[dict[str, Any]]], object]) -> Callable[[Any], object]:
-    return lambda folder: folder.edit(table, change)
+def test_a_scenes_hash_tells_of_its_points_and_of_the_tables(nuscenes_folder: Any) -> None:
+    def scene_hash() -> str | None:
+        with hashed_reading() as source_hash:
+            read(nuscenes_folder, "scene-0001")
+        return source_hash.hexdigest
+
+    hashes = [scene_hash(), scene_hash()]
+    assert hashes[0] == hashes[1]
+    _change(nuscenes_folder.points(1, 1), 0, 0.5)
+    hashes.append(scene_hash())
+    nuscenes_folder.edit("sample_annotation", lambda rows: rows[0].update(size=[1, 1, 1]))
+    hashes.append(scene_hash())
+    _change(nuscenes_folder.points(0, 1), 0, 0.5)
+    assert len({*hashes}) == 3
+    assert scene_hash() == hashes[-1]
 
 
 def _change(file: Path, at: int, value: float) -> None:
     points = np.frombuffer(file.read_bytes(), np.float32).copy()
     points[at] = value
     file.write_bytes(points.tobytes())
+
+
+def _edit(table: str, change: Callable[[list[dict[str, Any]]], object]) -> Callable[[Any], object]:
+    return lambda folder: folder.edit(table, change)
 
 
 def _stretched(row: dict[str, Any]) -> None:
