@@ -76,7 +76,7 @@ class LaserCalibration:
         where: The file and row that it comes from, for messages.
 
     Raises:
-        DataError: If the extrinsic is not rigid, or inclinations are not finite or all the same.
+        DataError: If the extrinsic is not rigid, or inclinations are not finite or do not go up.
     """
 
     laser: Laser
@@ -97,7 +97,7 @@ class LaserCalibration:
         values = self.inclination_values
         if values is None:
             values = np.array([self.inclination_min, self.inclination_max])
-        if not np.isfinite(values).all() or values.min() >= values.max():
+        if not np.isfinite(values).all() or values[0] >= values[-1]:
             raise DataError(
                 f"the inclinations of laser {self.laser.name} are {values.tolist()}",
                 where=self.where,
