@@ -335,7 +335,7 @@ class _SegmentBoxes:
             velocity_world=self._velocity[rows],
             num_lidar_points=self._num_points[rows],
             difficulty=self._difficulty[rows],
-            where=f"{self._file.where}, rows {rows.min(initial=0)} to {rows.max(initial=0)}",
+            where=f"{self._file.where}, rows {rows[0]} to {rows[-1]}" if len(rows) else self._file.where,
         )
         return boxes_of(labels, world_SE3_ego)
 
