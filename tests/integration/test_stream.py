@@ -1,7 +1,7 @@
 """Batches through real Ray Data, from one process and from two ranks at once."""
 
 from collections import Counter
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +10,9 @@ import pytest
 import ray
 
 from spot_ray.errors import DataError
+from spot_ray.geometry import se3
 from spot_ray.geometry.grid import VoxelGrid, pack_bits
-from spot_ray.operators.config import BeamConfig, DataConfig
+from spot_ray.operators.config import BeamConfig, DataConfig, MergeConfig
 from spot_ray.operators.stream import iterate, stream
 from spot_ray.schema.lidars import WAYMO_TOP
 from spot_ray.schema.occupancy import Occupancy, OccupancyInfo
@@ -28,8 +29,8 @@ CONFIG = DataConfig(beams=BeamConfig(targets=("hdl-32e",)))
 RUN = {"seed": 7, "epoch": 1, "global_batch_size": 5}
 
 
-def write(folder: Path) -> str:
-    """Write 23 labelled frames of two sequences."""
+def write(folder: Path, *, driving: bool = False) -> str:
+    """Write 23 labelled frames of two sequences; driving: with poses, 20 Hz, skewed, each third a key frame."""
     uri = str(folder)
     rng = np.random.default_rng(0)
     sweeps = {
@@ -37,8 +38,12 @@ def write(folder: Path) -> str:
             Sweep(
                 name,
                 f"{i:03d}",
-                i,
+                i * 50_000_000,
                 rng.uniform(-8, 8, (500 + i, 3)).astype(np.float32),
+                world_SE3_ego=se3.from_yaw(0.03 * i, (0.5 * i, 0.0, 0.0)) if driving else None,
+                time_offset_ns=rng.integers(-50_000_000, 1, 500 + i).astype(np.int32) if driving else None,
+                motion_compensated=False if driving else None,
+                keyframe=not driving or i % 3 == 0,
                 intensity=rng.random(500 + i, np.float32),
                 ring=rng.integers(0, 64, 500 + i).astype(np.uint16),
                 point_source_class=rng.choice([2, 4, 14], 500 + i, p=[0.01, 0.001, 0.989]).astype(np.uint16),
@@ -96,6 +101,24 @@ def contents(batches):
 
 def test_ray_gives_the_batches_of_the_plain_iterator(uri):
     assert_same(list(stream(uri, CONFIG, **RUN)), list(iterate(uri, CONFIG, **RUN)))
+
+
+def test_merged_sweeps_too(tmp_path):
+    uri = write(tmp_path / "dataset", driving=True)
+    config = replace(
+        CONFIG,
+        features=("x", "y", "z", "intensity", "time_lag"),
+        deskew=True,
+        merge=MergeConfig(num_sweeps=5, max_gap_s=0.06),
+    )
+    batches = list(iterate(uri, config, **RUN))
+    assert_same(list(stream(uri, config, **RUN)), batches)
+    lags = {round(float(lag), 3) for batch in batches for lag in np.unique(batch.points[:, 4])}
+    assert lags == {0.0, 0.05, 0.1, 0.15, 0.2}
+    options = {"rank": 1, "world_size": 2, "start_step": 1}
+    assert_same(list(stream(uri, config, **RUN, **options)), list(iterate(uri, config, **RUN, **options)))
+    apart = [contents(stream(uri, config, **RUN, rank=rank, world_size=3)) for rank in range(3)]
+    assert sum(apart, Counter()) == contents(batches)
 
 
 def test_resumed_in_the_middle_and_cropped(uri):

@@ -1,4 +1,5 @@
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,11 @@ from spot_ray.geometry import se3
 from spot_ray.geometry.boxes import points_in_boxes
 from spot_ray.geometry.grid import VoxelGrid, unpack_bits
 from spot_ray.geometry.rays import mark_passed
-from spot_ray.occupancy.visibility import PassedSpace, voxels_in_boxes
+from spot_ray.occupancy.visibility import PassedSpace, ray_origins, voxels_in_boxes
+from spot_ray.schema.dataset import DatasetInfo
+from spot_ray.schema.sensors import LidarSpec, as_matrix
+from spot_ray.schema.sweep import Sweep
+from spot_ray.schema.taxonomy import PAPER_TAXONOMY
 
 GRID = VoxelGrid((-8.0, -8.0, -1.0), (0.4, 0.4, 0.4), (40, 40, 10))
 ORIGIN = np.array([0.0, 0.0, 1.8])
@@ -89,3 +94,16 @@ def test_voxels_in_boxes_are_all_that_a_box_touches_and_few_more():
     assert not (touched & ~found).any()
     assert found.sum() < 1.6 * touched.sum()
     assert not len(voxels_in_boxes(np.array([[50.0, 0, 0, 4, 2, 2, 0]]), GRID, margin_m=0.1))
+
+
+def test_rays_start_at_the_lidar_of_their_own_id():
+    rig = (
+        LidarSpec("front", 77, "solid_state", 1, (-10.0, 10.0), ego_SE3_lidar=as_matrix(se3.from_yaw(0, (2, 0, 1)))),
+        LidarSpec("top", 9, "spinning", 4, (-10.0, 10.0), ego_SE3_lidar=as_matrix(se3.from_yaw(0.5, (0, 0.5, 2)))),
+    )
+    info = DatasetInfo("two", rig, PAPER_TAXONOMY)
+    sweep = Sweep("s", "f", 0, np.full((3, 3), 5, np.float32), lidar_id=np.array([9, 77, 9], np.uint8))
+    np.testing.assert_array_equal(ray_origins(sweep, info), [[0, 0.5, 2], [2, 0, 1], [0, 0.5, 2]])
+    np.testing.assert_array_equal(ray_origins(replace(sweep, lidar_id=None), info), [[2, 0, 1]] * 3)
+    with pytest.raises(DataError, match="no LiDAR 1"):
+        ray_origins(replace(sweep, lidar_id=np.array([9, 1, 9], np.uint8)), info)

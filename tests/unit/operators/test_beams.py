@@ -110,6 +110,34 @@ def test_only_spinning_lidars_are_touched():
     assert set(share) == {0.25, 1.0}
 
 
+def test_a_rig_of_spinning_and_solid_state_lidars_with_ids_of_its_own():
+    # Two spinning ones, 9 and 201, and a solid-state one, 77, listed between; no ring is stored, as for many fleets.
+    rear = LidarSpec("rear", 201, "spinning", 4, (-20.0, 0.0), inclinations_deg=(-20.0, -13.0, -7.0, 0.0))
+    rig = (replace(SOURCE, lidar_id=9), replace(SIDE, lidar_id=77), rear)
+    sweep, beam = spin(ring=False)
+    ids = np.array([9, 9, 9, 77, 201], np.uint8)[np.arange(len(sweep)) % 5]
+    result = thinned(replace(sweep, lidar_id=ids), rig)
+    assert (result.lidar_id == 77).sum() == (ids == 77).sum(), "not a spinning one"
+    assert (result.lidar_id == 201).sum() == (ids == 201).sum(), "sparser than the target"
+    first = ids == 9
+    left = np.isin(sweep.xyz[first, 0], result.xyz[result.lidar_id == 9, 0])
+    share = np.bincount(beam[first][left], minlength=RINGS) / np.bincount(beam[first], minlength=RINGS)
+    assert set(share) == {0.0, 1.0}
+    assert 31 <= share.sum() <= 33
+
+
+def test_sweeps_that_are_still_to_be_merged_lose_the_same_rings():
+    sweep, _ = spin()
+    older = replace(sweep, frame_id="before", world_SE3_ego=se3.from_yaw(1.0, (50.0, 0.0, 0.0)))
+    operator = BeamResample(rig=(SOURCE,), targets=[HALF], seed=0, epoch=0)
+    results = [operator(replace(sample_of(sweep, copy), older=(older, older))) for copy in range(20)]
+    assert {len(result.sweep) for result in results} > {len(sweep)}, "some are thinned"
+    for result in results:
+        for one in result.older:
+            np.testing.assert_array_equal(np.unique(one.ring), np.unique(result.sweep.ring))
+            assert one.frame_id == "before"
+
+
 def test_without_lidar_id_all_points_are_of_the_first():
     sweep, _ = spin()
     operator = BeamResample(rig=(SIDE, SOURCE), targets=[HALF] * 50, seed=0, epoch=0)

@@ -36,6 +36,17 @@ def test_named_features_by_hand():
     np.testing.assert_allclose(values, expected, rtol=1e-6)
 
 
+def test_time_lag_is_that_of_the_merged_sweeps_and_0_where_none_are_merged():
+    names = ("x", "y", "z", "time_lag")
+    check_features(names, INFO)
+    assert columns_of(names, INFO) == (), "it is not stored"
+    assert point_features(SWEEP, names, INFO.rig)[:, 3].tolist() == [0, 0]
+    lag = np.array([0, 0.05], np.float32)
+    np.testing.assert_array_equal(point_features(SWEEP, names, INFO.rig, time_lag_s=lag)[:, 3], lag)
+    own = replace(INFO, extra={"time_lag": ExtraColumn("float32", "s")})
+    assert columns_of((*names, "extra.time_lag"), own) == ("extra.time_lag",), "a source's own column is another"
+
+
 def test_order_is_the_callers():
     np.testing.assert_array_equal(point_features(SWEEP, ("z", "x"), INFO.rig), [[3, 1], [6, 4]])
 

@@ -1,5 +1,6 @@
 import time
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -59,6 +60,26 @@ def test_subset_of_sequences(uri):
         plan(uri, sequences=["c"])
     with pytest.raises(DataError, match="no frame"):
         plan(uri, sequences=[])
+
+
+def test_key_frames_are_planned_unless_all_are_asked_for(uri):
+    dataset = open_dataset(uri)
+    is_keyframe = np.arange(11) % 5 == 0
+    column = dataset.manifest.schema.get_field_index("keyframe")
+    field = SWEEP_MANIFEST.field("keyframe")
+
+    def marked(values):
+        rows = dataset.manifest.set_column(column, field, [pa.array(values)])
+        return Dataset(uri, dataset.info, rows, [])
+
+    some, every = marked(is_keyframe), replace(PLAIN, frames="all")
+    assert sorted(plan_epoch(some, PLAIN, seed=0, epoch=0, global_batch_size=2).frame) == [0, 5, 10]
+    assert sorted(plan_epoch(some, every, seed=0, epoch=0, global_batch_size=2).frame) == list(range(11))
+    assert steps_by_epoch(some, PLAIN, seed=0, epochs=2, global_batch_size=2) == [2, 2]
+    assert sorted(plan_epoch(some, PLAIN, seed=0, epoch=0, global_batch_size=2, sequences=["b"]).frame) == [10]
+    with pytest.raises(DataError, match="none of the 11 frames is a key frame") as error:
+        plan_epoch(marked(np.zeros(11, bool)), PLAIN, seed=0, epoch=0, global_batch_size=2)
+    assert "data.frames=all" in error.value.remedy
 
 
 @pytest.mark.parametrize("size", [1, 3, 4, 5, 32])
