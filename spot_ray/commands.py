@@ -91,11 +91,17 @@ def inspect(options: argparse.Namespace, _: list[str]) -> None:
     import dataclasses
     import json
 
+    from spot_ray.diagnose.run import diagnose
+    from spot_ray.diagnose.run import render as render_diagnosis
     from spot_ray.storage.dataset import open_dataset
     from spot_ray.storage.inspect import render, summarize
 
-    summary = summarize(open_dataset(options.data))
-    say(json.dumps(dataclasses.asdict(summary), indent=2) if options.json else render(summary))
+    dataset = open_dataset(options.data)
+    summary, diagnosis = summarize(dataset), diagnose(dataset, max_frames=options.frames)
+    if options.json:
+        say(json.dumps({**dataclasses.asdict(summary), "diagnosis": dataclasses.asdict(diagnosis)}, indent=2))
+    else:
+        say(f"{render(summary)}\n{render_diagnosis(diagnosis)}")
 
 
 def pretrain(options: argparse.Namespace, rest: list[str]) -> None:

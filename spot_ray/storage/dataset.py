@@ -6,6 +6,8 @@ import contextlib
 from collections.abc import Iterator, Sequence
 from types import TracebackType
 
+import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from spot_ray.config.load import from_json, suggestion
@@ -204,6 +206,19 @@ class Dataset:
         shard, row_group, row = (self.manifest.column(c)[i].as_py() for c in ("shard", "row_group", "row"))
         names = columns_for(list(dict.fromkeys(("xyz", *columns))), self.info)
         return decode_sweep(self._reader.read(shard, row_group, names), row, self.info)
+
+    def poses(self, sequence_id: str) -> list[npt.NDArray[np.float64] | None]:
+        """Return the (4, 4) `world_SE3_ego` of each of a sequence's frames, or None; no point is read.
+
+        Raises:
+            DataError: If there is no such sequence, or a file is broken.
+        """
+        frames = self.frames_of(sequence_id)
+        rows = self.manifest.slice(frames.start, len(frames))
+        shards, groups = rows.column("shard").to_pylist(), rows.column("row_group").to_pylist()
+        columns = {s: self._reader.read_all(s, ["world_SE3_ego"]).column(0) for s in dict.fromkeys(shards)}
+        values = [columns[shard][group].as_py() for shard, group in zip(shards, groups, strict=True)]
+        return [None if value is None else np.array(value).reshape(4, 4) for value in values]
 
     @property
     def sequences(self) -> tuple[str, ...]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import urllib.parse
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -100,17 +101,38 @@ class ShardReader:
         Raises:
             DataError: If the file is missing or broken.
         """
+        with self._errors_told(f"row group {row_group}", shard):
+            return self._checked(shard, columns).read_row_group(row_group, columns=list(columns), use_threads=False)
+
+    def read_all(self, shard: str, columns: Sequence[str]) -> pa.Table:
+        """Return some columns of all row groups, one row each; meant for small columns.
+
+        Args:
+            shard: Path of the file, relative to the dataset.
+            columns: Columns to read.
+
+        Raises:
+            DataError: If the file is missing or broken.
+        """
+        with self._errors_told("the columns", shard):
+            return self._checked(shard, columns).read(columns=list(columns), use_threads=False)
+
+    def _checked(self, shard: str, columns: Sequence[str]) -> pq.ParquetFile:
+        file = self._open(shard)
+        present = file.schema_arrow.names
+        missing = [name for name in columns if name not in present]
+        if missing:
+            raise DataError(
+                f"no column {', '.join(missing)}",
+                where=uris.join(self._uri, shard),
+                expected=f"one of {', '.join(present)}",
+            )
+        return file
+
+    @contextlib.contextmanager
+    def _errors_told(self, what: str, shard: str) -> Iterator[None]:
         try:
-            file = self._open(shard)
-            present = file.schema_arrow.names
-            missing = [name for name in columns if name not in present]
-            if missing:
-                raise DataError(
-                    f"no column {', '.join(missing)}",
-                    where=uris.join(self._uri, shard),
-                    expected=f"one of {', '.join(present)}",
-                )
-            return file.read_row_group(row_group, columns=list(columns), use_threads=False)
+            yield
         except FileNotFoundError:
             raise DataError(
                 "a shard that the manifest names is missing",
@@ -119,7 +141,7 @@ class ShardReader:
             ) from None
         except (pa.ArrowInvalid, OSError) as error:
             raise DataError(
-                f"cannot read row group {row_group}: {error}",
+                f"cannot read {what}: {error}",
                 where=uris.join(self._uri, shard),
                 remedy="the file is damaged: write its sequence again",
             ) from None
