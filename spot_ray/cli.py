@@ -97,10 +97,11 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--workers", type=_count, help="sequences labelled at once (default: one a core)")
     sub.add_argument("--overwrite", action="store_true", help="replace the label set of this name")
 
-    sub = verb(
-        "inspect", commands.inspect, "Tell what a dataset holds: sequences, frames, points, classes, sensors, bytes."
-    )
+    sub = verb("inspect", commands.inspect, "Tell what a dataset holds, and what looks wrong in it.")
     sub.add_argument("data", metavar="URI", help="the dataset")
+    sub.add_argument(
+        "--frames", type=int, default=24, metavar="N", help="frames whose points are checked; 0: none (default: 24)"
+    )
     sub.add_argument("--json", action="store_true", help="print JSON")
 
     sub = verb(
