@@ -32,7 +32,7 @@ class ExtraColumn:
     def __post_init__(self) -> None:
         """Check the dtype."""
         try:
-            known = np.dtype(self.dtype).kind in "iufb"
+            known = np.dtype(self.dtype).kind in "iufb" and np.dtype(self.dtype).itemsize <= 8
         except TypeError:
             known = False
         if not known:

@@ -1,11 +1,9 @@
 """Sweeps and occupancies to Parquet rows and back.
 
-Point columns are planar little-endian blobs, one binary value a frame: lists would pay Parquet's level decoding, some
-5 ms a frame. A blob's element width is its length divided by `num_points`, so no dtype needs to be stored: integers
-take the narrowest width that holds the frame's values; `intensity` and `elongation` are uint8 where they are whole
-numbers from 0 to 255, else float16 (relative error ≤ 4.9e-4), else float32. Coordinates are three planes, x then y
-then z, in steps of `xyz_scale_m` as int16 or int32, whichever the frame's range needs (error ≤ 2.5 mm, nothing
-clipped), or float32 where `xyz_scale_m` is 0: in lossless datasets, and in frames that reach beyond int32.
+A row is a frame. Its point columns are one binary value each, see :mod:`spot_ray.storage.blobs`: coordinates in steps
+of `xyz_scale_m` (error ≤ 2.5 mm, nothing clipped) or as float32 where that is 0, intensity and elongation with a
+relative error ≤ 0.4 % unless a frame's are whole numbers, hundredths or 255ths, everything else exactly. Lossless
+datasets keep every bit.
 """
 
 from __future__ import annotations
@@ -19,12 +17,21 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from spot_ray.errors import DataError
+from spot_ray.geometry import se3
 from spot_ray.schema.dataset import DatasetInfo
 from spot_ray.schema.occupancy import Occupancy
 from spot_ray.schema.sweep import BOX_COLUMNS, POINT_DTYPES, Boxes, Sweep
 from spot_ray.schema.taxonomy import UNLABELLED_SOURCE
+from spot_ray.storage.blobs import (
+    Beam,
+    decode_column,
+    decode_column_of_version_1,
+    decode_xyz,
+    decode_xyz_of_version_1,
+    encode_column,
+    encode_xyz,
+)
 
-XYZ_STEP_M = 0.005
 EXTRA = "extra."
 
 _SCALARS = (
@@ -87,7 +94,12 @@ def columns_for(names: Sequence[str], info: DatasetInfo) -> list[str]:
 
 def encode_sweep(sweep: Sweep, info: DatasetInfo) -> dict[str, Any]:
     """Return the Parquet row of a sweep, whose contents have been checked against `info`."""
-    scale, xyz = _encode_xyz(sweep.xyz, lossless=info.lossless)
+    columns = {
+        name: exactly(getattr(sweep, name), dtype, name, sweep.name)
+        for name, dtype in POINT_DTYPES.items()
+        if getattr(sweep, name) is not None
+    }
+    scale, xyz = encode_xyz(sweep.xyz, _beam(sweep, columns, info), lossless=info.lossless)
     row: dict[str, Any] = {
         "sequence_id": sweep.sequence_id,
         "frame_id": sweep.frame_id,
@@ -95,12 +107,8 @@ def encode_sweep(sweep: Sweep, info: DatasetInfo) -> dict[str, Any]:
         "world_SE3_ego": None if sweep.world_SE3_ego is None else sweep.world_SE3_ego.astype(np.float64).reshape(-1),
         "num_points": len(sweep),
         "class_point_counts": None
-        if sweep.point_source_class is None
-        else _count(
-            exactly(sweep.point_source_class, np.uint16, "point_source_class", sweep.name),
-            info,
-            f"points of {sweep.name}",
-        ),
+        if "point_source_class" not in columns
+        else _count(columns["point_source_class"], info, f"points of {sweep.name}"),
         "class_box_counts": None
         if sweep.boxes is None
         else _count(
@@ -122,11 +130,11 @@ def encode_sweep(sweep: Sweep, info: DatasetInfo) -> dict[str, Any]:
         else sweep.ignore_boxes_2d.astype(np.float32).reshape(-1),
         **_encode_boxes(sweep.boxes, sweep.name),
     }
-    for name, dtype in POINT_DTYPES.items():
-        values = getattr(sweep, name)
-        row[name] = None if values is None else _encode_values(exactly(values, dtype, name, sweep.name), info.lossless)
+    for name in POINT_DTYPES:
+        row[name] = encode_column(columns[name], lossless=info.lossless) if name in columns else None
     for name, column in info.extra.items():
-        row[EXTRA + name] = exactly(sweep.extra[name], column.dtype, EXTRA + name, sweep.name).tobytes()
+        values = exactly(sweep.extra[name], column.dtype, EXTRA + name, sweep.name)
+        row[EXTRA + name] = encode_column(values, lossless=True)
     return row
 
 
@@ -140,9 +148,13 @@ def decode_sweep(table: pa.Table, row: int, info: DatasetInfo) -> Sweep:
     name = f"{value['sequence_id']}/{value['frame_id']}"
     count = int(value["num_points"].as_py())
 
-    def blob(column: str, kind: npt.DTypeLike) -> npt.NDArray[Any] | None:
+    first = info.schema_version == 1
+
+    def blob(column: str, dtype: npt.DTypeLike) -> npt.NDArray[Any] | None:
         scalar = value.get(column)
-        return None if scalar is None or not scalar.is_valid else _decode_values(scalar, kind, count, name, column)
+        if scalar is None or not scalar.is_valid:
+            return None
+        return (decode_column_of_version_1 if first else decode_column)(scalar, dtype, count, name, column)
 
     def numbers(column: str) -> npt.NDArray[Any] | None:
         scalar = value.get(column)
@@ -154,7 +166,7 @@ def decode_sweep(table: pa.Table, row: int, info: DatasetInfo) -> Sweep:
         sequence_id=value["sequence_id"].as_py(),
         frame_id=value["frame_id"].as_py(),
         timestamp_ns=value["timestamp_ns"].as_py(),
-        xyz=_decode_xyz(value["xyz"], value["xyz_scale_m"].as_py(), count, name),
+        xyz=(decode_xyz_of_version_1 if first else decode_xyz)(value["xyz"], value["xyz_scale_m"].as_py(), count, name),
         world_SE3_ego=None if pose is None else pose.reshape(4, 4),
         boxes=_decode_boxes(value, numbers),
         ignore_regions=None if ignore is None else ignore.reshape(-1, 7),
@@ -167,6 +179,8 @@ def decode_sweep(table: pa.Table, row: int, info: DatasetInfo) -> Sweep:
         split=value["split"].as_py() if info.schema_version >= 2 else None,
         extra={
             extra: np.frombuffer(value[EXTRA + extra].as_buffer(), dtype=column.dtype)
+            if first
+            else decode_column(value[EXTRA + extra], column.dtype, count, name, EXTRA + extra)
             for extra, column in info.extra.items()
             if EXTRA + extra in value
         },
@@ -225,56 +239,26 @@ def exactly(values: npt.NDArray[Any], dtype: npt.DTypeLike, column: str, where: 
     return cast
 
 
-def _encode_xyz(xyz: npt.NDArray[np.float32], *, lossless: bool) -> tuple[float, bytes]:
-    planes = np.ascontiguousarray(xyz.T)
-    if lossless:
-        return 0.0, planes.astype("<f4").tobytes()
-    steps = np.rint(planes / np.float64(XYZ_STEP_M))
-    most = np.abs(steps).max()
-    if most > np.iinfo(np.int32).max:
-        return 0.0, planes.astype("<f4").tobytes()
-    width = "<i2" if most <= np.iinfo(np.int16).max else "<i4"
-    return XYZ_STEP_M, steps.astype(width).tobytes()
+def _beam(sweep: Sweep, columns: dict[str, npt.NDArray[Any]], info: DatasetInfo) -> Beam | None:
+    """Return how to tell the beams of points: by the source's rings, or by inclination; None if by neither."""
+    lidar = info.rig[0]
+    if "ring" in columns:
+        ring, lidar_id = columns["ring"], columns.get("lidar_id")
+        if lidar_id is None:
+            return lambda part: ring[part]
+        rings = int(ring.max()) + 1
+        return (lambda part: ring[part] + np.uint16(rings) * lidar_id[part]) if rings <= 256 else None
+    if len(info.rig) > 1 or lidar.inclinations_deg is None:
+        return None
+    angles = np.sort(np.radians(lidar.inclinations_deg))
+    borders = np.tan((angles[1:] + angles[:-1]) / 2)
+    lidar_SE3_ego = se3.invert(lidar.pose)
 
+    def nearest(part: slice) -> npt.NDArray[np.uint16]:
+        x, y, z = se3.transform_points(lidar_SE3_ego, sweep.xyz[part]).T
+        return np.searchsorted(borders, z / np.maximum(np.hypot(x, y), 1e-3)).astype(np.uint16)
 
-def _decode_xyz(scalar: pa.Scalar, scale: float, count: int, where: str) -> npt.NDArray[np.float32]:
-    buffer = scalar.as_buffer()
-    width = buffer.size // (3 * count)
-    if buffer.size != 3 * count * width or width not in (2, 4):
-        raise DataError(f"xyz has {buffer.size} bytes for {count} points", where=where, remedy="write the shard again")
-    if scale == 0:
-        return np.ascontiguousarray(np.frombuffer(buffer, "<f4").reshape(3, count).T)
-    steps = np.frombuffer(buffer, "<i2" if width == 2 else "<i4").reshape(3, count)
-    xyz = np.empty((count, 3), dtype=np.float32)
-    np.multiply(steps.T, np.float32(scale), out=xyz, casting="unsafe")
-    return xyz
-
-
-def _encode_values(values: npt.NDArray[Any], lossless: bool) -> bytes:
-    if np.issubdtype(values.dtype, np.floating):
-        low, high = float(values.min()), float(values.max())
-        if low >= 0 and high <= 255 and bool((values == np.rint(values)).all()):
-            return values.astype(np.uint8).tobytes()
-        fits_half = not lossless and max(abs(low), abs(high)) < np.finfo(np.float16).max
-        return values.astype("<f2" if fits_half else "<f4").tobytes()
-    kind = "u" if np.issubdtype(values.dtype, np.unsignedinteger) else "i"
-    for width in (1, 2, 4):
-        limits = np.iinfo(f"{kind}{width}")
-        if limits.min <= values.min() and values.max() <= limits.max:
-            return values.astype(f"<{kind}{width}").tobytes()
-    raise AssertionError(f"no width for {values.dtype}")
-
-
-def _decode_values(scalar: pa.Scalar, dtype: npt.DTypeLike, count: int, where: str, column: str) -> npt.NDArray[Any]:
-    buffer = scalar.as_buffer()
-    target = np.dtype(dtype)
-    width = buffer.size // count
-    kind = "u" if target.kind == "f" and width == 1 else target.kind
-    if buffer.size != count * width or width not in (1, 2, 4):
-        raise DataError(
-            f"{column} has {buffer.size} bytes for {count} points", where=where, remedy="write the shard again"
-        )
-    return np.frombuffer(buffer, f"<{kind}{width}").astype(target, copy=False)
+    return nearest
 
 
 def _count(source_class: npt.NDArray[np.uint16], info: DatasetInfo, where: str) -> list[int]:

@@ -83,15 +83,6 @@ def test_far_points_are_not_clipped_and_lossless_is_lossless(tmp_path: Path) -> 
 POINTWISE = ("intensity", "ring", "point_source_class", "instance_id", "time_offset_ns")
 
 
-def test_intensity_without_a_whole_number_scale_keeps_half_precision(tmp_path: Path) -> None:
-    values = np.linspace(0.013, 900.0, 500).astype(np.float32)
-    with writer(tmp_path / "data") as w:
-        w.add(make_sweep(intensity=values))
-    back = open_dataset(str(tmp_path / "data"))[0].intensity
-    assert back is not None
-    assert (np.abs(back - values) / values).max() < 5e-4
-
-
 def test_frames_are_found_by_name_and_read_by_column(tmp_path: Path) -> None:
     with writer(tmp_path / "data") as w:
         for sequence in ("b", "a/1"):
