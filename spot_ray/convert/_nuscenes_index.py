@@ -1,7 +1,7 @@
 """The index of a nuScenes version: its tables joined to flat arrays, small enough to travel to every task.
 
-v1.0-trainval has 331 thousand LiDAR sweeps and 1.2 million boxes. As arrays they take some 250 MB, which processes on a
-machine share; as objects they would take gigabytes in each.
+v1.0-trainval has some 330 thousand LiDAR sweeps and 1.2 million boxes. As arrays they take 180 MB, which the processes
+of a machine share; as objects they would take gigabytes in each.
 """
 
 from __future__ import annotations

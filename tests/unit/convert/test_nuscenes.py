@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from spot_ray.convert.nuscenes import open_source
 from spot_ray.convert.source import BadFrame
 from spot_ray.errors import ConfigError, DataError
 from spot_ray.schema.sweep import Sweep
+from spot_ray.storage import uri as uris
 
 
 def read(folder: Any, sequence: str = "scene-0000") -> list[Sweep]:
@@ -148,6 +150,32 @@ def test_scenes_that_the_table_leaves_out_are_left_out(nuscenes_folder: Any) -> 
         assert b.boxes is not None
         assert a.name == b.name
         np.testing.assert_array_equal(a.boxes.boxes, b.boxes.boxes)
+
+
+def test_a_log_in_an_object_store_reads_the_same(nuscenes_folder: Any) -> None:
+    nuscenes_folder.add_sweeps()
+    root = f"memory://{uuid.uuid4().hex}/nuscenes"
+    for file in filter(Path.is_file, nuscenes_folder.root.rglob("*")):
+        uris.write_bytes(uris.join(root, str(file.relative_to(nuscenes_folder.root))), file.read_bytes())
+    there = open_source(root, version="v1.0-mini").read("scene-0001")
+    for a, b in zip(read(nuscenes_folder, "scene-0001"), there, strict=True):
+        assert isinstance(b, Sweep)
+        assert a.name == b.name
+        np.testing.assert_array_equal(a.xyz, b.xyz)
+
+
+def test_what_travels_to_tasks_are_arrays(nuscenes_folder: Any) -> None:
+    def sizes() -> tuple[int, int]:
+        """Return the pickled bytes in band, which each task copies, and those beside it, which all share."""
+        buffers: list[pickle.PickleBuffer] = []
+        in_band = pickle.dumps(open_source(str(nuscenes_folder.root)), protocol=5, buffer_callback=buffers.append)
+        return len(in_band), sum(buffer.raw().nbytes for buffer in buffers)
+
+    few = sizes()
+    nuscenes_folder.add_sweeps()
+    many = sizes()
+    assert many[1] > few[1] + 8 * 100
+    assert many[0] < few[0] + 8 * 20
 
 
 def test_a_scenes_hash_tells_of_its_points_and_of_the_tables(nuscenes_folder: Any) -> None:
