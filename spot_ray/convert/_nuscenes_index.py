@@ -133,7 +133,7 @@ def read_index(tables: Tables, class_of_category: Mapping[str, int], *, keyframe
 
 
 def _read_samples(tables: Tables) -> _Samples:
-    scenes = {row["token"]: row["name"] for row in tables.rows("scene")}
+    scenes = {row["token"]: row["name"] for row in tables.unique_rows("scene")}
     if not scenes:
         raise tables.error("scene", "the table is empty", "at least one scene")
     if len(set(scenes.values())) != len(scenes):
@@ -141,9 +141,7 @@ def _read_samples(tables: Tables) -> _Samples:
     number_of = {token: i for i, token in enumerate(scenes)}
     rows = []
     number: dict[str, int] = {}
-    for row in tables.rows("sample"):
-        if row["token"] in number:
-            raise tables.error("sample", f"token {row['token']} occurs twice", "unique tokens")
+    for row in tables.unique_rows("sample"):
         number[row["token"]] = -1
         if row["scene_token"] in number_of:
             rows.append((number_of[row["scene_token"]], row["timestamp"], row["token"]))
@@ -163,7 +161,7 @@ def _read_frames(tables: Tables, samples: _Samples, keyframes_only: bool) -> tup
     lidars = {row["token"] for row in tables.rows("sensor") if row["channel"] == CHANNEL}
     mounts = Poses(tables, "calibrated_sensor")
     mount_of: dict[str, int] = {}
-    for row in tables.rows("calibrated_sensor"):
+    for row in tables.unique_rows("calibrated_sensor"):
         if row["sensor_token"] in lidars:
             mount_of[row["token"]] = len(mount_of)
             mounts.add(row)
@@ -248,7 +246,7 @@ def _read_annotations(tables: Tables, samples: _Samples, class_of_category: Mapp
     """Return the boxes; None if the version has none at all, as the test split."""
     instance_of: dict[str, int] = {}
     source_class: list[int] = []
-    for row in tables.rows("instance"):
+    for row in tables.unique_rows("instance"):
         instance_of[row["token"]] = len(instance_of)
         category = tables.find(class_of_category, row["category_token"], "category", f"instance {row['token']}")
         source_class.append(category)

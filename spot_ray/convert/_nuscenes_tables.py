@@ -139,6 +139,19 @@ class Tables:
                     )
             yield row
 
+    def unique_rows(self, table: str) -> Iterator[Row]:
+        """Yield the rows of a table whose tokens others refer to.
+
+        Raises:
+            DataError: As :meth:`rows`, and if a token occurs twice.
+        """
+        tokens: set[str] = set()
+        for row in self.rows(table):
+            if row["token"] in tokens:
+                raise self.error(table, f"token {row['token']} occurs twice", "unique tokens")
+            tokens.add(row["token"])
+            yield row
+
     def find(self, rows: Mapping[str, T], token: str, table: str, referrer: str) -> T:
         """Return what a token of another row refers to.
 

@@ -241,6 +241,13 @@ BROKEN: list[tuple[str, Callable[[Any], object], str, str]] = [
         "sample.json",
     ),
     ("sample twice", _edit("sample", lambda r: r.append(r[0])), "token sample-0-2 occurs twice", "sample.json"),
+    ("instance twice", _edit("instance", lambda r: r.insert(1, r[0])), "car-0 occurs twice", "instance.json"),
+    (
+        "mount twice",
+        _edit("calibrated_sensor", lambda r: r.append(r[0])),
+        "mount occurs twice",
+        "calibrated_sensor.json",
+    ),
     ("empty scene", _edit("scene", lambda r: r.append({"token": "x", "name": "y"})), "no sample", "sample.json"),
     ("no scenes", _edit("scene", list.clear), "table is empty", "scene.json"),
     ("scene twice", _edit("scene", lambda r: r[0].update(name="scene-0001")), "2 scenes have 1 names", "scene.json"),
