@@ -7,7 +7,6 @@ the number of workers.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,7 +17,9 @@ from spot_ray.errors import ConfigError, DataError
 from spot_ray.operators.balance import counts_by_source, repeat_factors, repeats
 from spot_ray.operators.config import BalanceConfig, DataConfig
 from spot_ray.operators.keys import Purpose, generator
+from spot_ray.schema.subset import Subset
 from spot_ray.storage.dataset import Dataset
+from spot_ray.storage.subset import frames_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,7 +107,7 @@ def plan_epoch(
     seed: int,
     epoch: int,
     global_batch_size: int,
-    sequences: Sequence[str] | None = None,
+    subset: Subset | None = None,
     shuffle: bool = True,
 ) -> EpochPlan:
     """Return an epoch's plan: the frames, class-balanced repeats, then the order.
@@ -117,15 +118,15 @@ def plan_epoch(
         seed: Seed of the run.
         epoch: The epoch; each has its own repeats and order.
         global_batch_size: Samples a step over all workers.
-        sequences: The sequences to use, or None: all.
+        subset: The part of the dataset to use, or None: all of it. See :func:`select_frames`.
         shuffle: Whether the order is random; else it is that of the dataset, repeats one after the other.
 
     Raises:
         ConfigError: If `global_batch_size` is not positive or `max_repeat` less than 1.
-        DataError: If a sequence is unknown, or no frame is left.
+        DataError: If the dataset lacks a part of the subset, or no frame is left.
     """
     _check_batch_size(global_batch_size)
-    frames = select_frames(dataset, sequences, config.frames)
+    frames = select_frames(dataset, subset, config.frames)
     count = repeats(_factors(dataset, config.balance, frames), _chance(dataset, frames, seed=seed, epoch=epoch))
     frame = np.repeat(frames, count)
     copy = np.arange(len(frame)) - np.repeat(np.cumsum(count) - count, count)
@@ -142,7 +143,7 @@ def steps_by_epoch(
     seed: int,
     epochs: int,
     global_batch_size: int,
-    sequences: Sequence[str] | None = None,
+    subset: Subset | None = None,
 ) -> list[int]:
     """Return the number of steps of each epoch; it varies, since repeats are drawn anew.
 
@@ -152,44 +153,36 @@ def steps_by_epoch(
         seed: Seed of the run.
         epochs: Number of epochs.
         global_batch_size: Samples a step over all workers.
-        sequences: The sequences to use, or None: all.
+        subset: The part of the dataset to use, or None: all of it. See :func:`select_frames`.
 
     Raises:
         ConfigError: If `global_batch_size` is not positive or `max_repeat` less than 1.
-        DataError: If a sequence is unknown, or no frame is left.
+        DataError: If the dataset lacks a part of the subset, or no frame is left.
     """
     _check_batch_size(global_batch_size)
-    frames = select_frames(dataset, sequences, config.frames)
+    frames = select_frames(dataset, subset, config.frames)
     factors = _factors(dataset, config.balance, frames)
     samples = (int(repeats(factors, _chance(dataset, frames, seed=seed, epoch=epoch)).sum()) for epoch in range(epochs))
     return [math.ceil(number / global_batch_size) for number in samples]
 
 
 def select_frames(
-    dataset: Dataset, sequences: Sequence[str] | None, which: Literal["keyframes", "all"]
+    dataset: Dataset, subset: Subset | None, which: Literal["keyframes", "all"]
 ) -> npt.NDArray[np.int64]:
-    """Return the ascending indices of the frames of some sequences, or of all for None.
+    """Return the ascending indices of the frames to train on.
 
     Args:
         dataset: The dataset.
-        sequences: The sequences, or None.
-        which: Key frames alone, or the sweeps between them too.
+        subset: The part of it, or None: all of it. A subset of frames names exactly those to use.
+        which: Of the dataset or a subset of sequences: key frames alone, or the sweeps between them too.
 
     Raises:
-        DataError: If a sequence is unknown, or no frame is left.
+        DataError: If the dataset lacks a part of the subset, or no frame is left.
     """
-    if sequences is None:
-        frames = np.arange(len(dataset), dtype=np.int64)
-    else:
-        parts = [np.asarray(dataset.frames_of(name), dtype=np.int64) for name in sequences]
-        frames = np.unique(np.concatenate([np.zeros(0, np.int64), *parts]))
+    frames = frames_of(dataset, subset)
     if not len(frames):
-        raise DataError(
-            "there is no frame to use",
-            where=dataset.uri,
-            expected="at least one frame" if sequences is None else "at least one sequence",
-        )
-    if which == "all":
+        raise DataError("there is no frame to use", where=dataset.uri, expected="at least one frame")
+    if which == "all" or (subset is not None and subset.unit == "frame"):
         return frames
     is_keyframe = dataset.manifest.column("keyframe").to_numpy()[frames]
     if not is_keyframe.any():

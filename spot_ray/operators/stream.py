@@ -22,12 +22,14 @@ from spot_ray.operators.batch import Batch
 from spot_ray.operators.beams import BeamResample, build_beam_resample
 from spot_ray.operators.config import DataConfig
 from spot_ray.operators.deskew import Deskew
-from spot_ray.operators.features import check_features, columns_of
+from spot_ray.operators.features import check_features
+from spot_ray.operators.frame import input_columns
 from spot_ray.operators.merge import Merge, build_merge
 from spot_ray.operators.pack import Pack, pack_error, unpack
 from spot_ray.operators.plan import plan_epoch
 from spot_ray.operators.read import ReadFrame, locate, slots
 from spot_ray.schema.occupancy import cell_offset
+from spot_ray.schema.subset import Subset
 from spot_ray.session import quiet_data_context
 from spot_ray.storage.dataset import Dataset, open_dataset
 from spot_ray.storage.occupancy import OccupancySet, open_occupancy
@@ -81,7 +83,7 @@ def iterate(
     rank: int = 0,
     world_size: int = 1,
     start_step: int = 0,
-    sequences: Sequence[str] | None = None,
+    subset: Subset | None = None,
     shuffle: bool = True,
     grid: VoxelGrid | None = None,
     parts: Sequence[str] | None = None,
@@ -99,7 +101,8 @@ def iterate(
         rank: This worker.
         world_size: Number of workers.
         start_step: Steps of the epoch to leave out at the start; costs nothing.
-        sequences: The sequences to use, or None: all.
+        subset: The part of the dataset to use, or None: all of it. See
+            :func:`~spot_ray.operators.plan.select_frames`.
         shuffle: Whether the order is random.
         grid: The label grid to crop the labels to, or None: the one that they were made on.
         parts: The dataset's manifest parts to use (`Dataset.parts`), so that logs which arrive during a run do not
@@ -119,7 +122,7 @@ def iterate(
         seed=seed,
         epoch=epoch,
         global_batch_size=global_batch_size,
-        sequences=sequences,
+        subset=subset,
         shuffle=shuffle,
     )
     share = plan.share(rank=rank, world_size=world_size, start_step=start_step)
@@ -138,7 +141,7 @@ def stream(
     rank: int = 0,
     world_size: int = 1,
     start_step: int = 0,
-    sequences: Sequence[str] | None = None,
+    subset: Subset | None = None,
     shuffle: bool = True,
     grid: VoxelGrid | None = None,
     parts: Sequence[str] | None = None,
@@ -160,7 +163,8 @@ def stream(
         rank: This worker.
         world_size: Number of workers.
         start_step: Steps of the epoch to leave out at the start; costs nothing.
-        sequences: The sequences to use, or None: all.
+        subset: The part of the dataset to use, or None: all of it. See
+            :func:`~spot_ray.operators.plan.select_frames`.
         shuffle: Whether the order is random.
         grid: The label grid to crop the labels to, or None: the one that they were made on.
         parts: The dataset's manifest parts to use (`Dataset.parts`), so that logs which arrive during a run do not
@@ -184,7 +188,7 @@ def stream(
         seed=seed,
         epoch=epoch,
         global_batch_size=global_batch_size,
-        sequences=sequences,
+        subset=subset,
         shuffle=shuffle,
     )
     share = plan.share(rank=rank, world_size=world_size, start_step=start_step)
@@ -215,13 +219,9 @@ def _build_chain(
 ) -> Chain:
     info = dataset.info
     cell_offset(labels.info.grid, grid)  # fails now, not in the first task, if the labels do not cover the grid
-    columns = columns_of(config.features, info)
+    columns = input_columns(config.features, info, merge=config.merge, deskew=config.deskew)
     if config.beams.targets:
         columns = (*columns, "ring", "lidar_id")
-    if config.merge.num_sweeps > 1 and len(info.rig) > 1:
-        columns = (*columns, "lidar_id")
-    if config.deskew:
-        columns = (*columns, "time_offset_ns")
     return Chain(
         uri=dataset.uri,
         read=ReadFrame(

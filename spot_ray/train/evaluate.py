@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,8 +16,8 @@ from spot_ray.schema.occupancy import crop_occupancy
 from spot_ray.schema.sweep import Sweep
 from spot_ray.storage.dataset import Dataset, open_dataset
 from spot_ray.storage.occupancy import OccupancySet, open_occupancy
-from spot_ray.train.checkpoint import LoadedModel, load_model
-from spot_ray.train.predict import class_table, predict_frames, prediction_columns
+from spot_ray.train.checkpoint import load_model
+from spot_ray.train.predict import class_table, predict_dataset
 
 METHODS = {
     "prediction": "prediction",
@@ -118,7 +118,8 @@ def evaluate_checkpoint(
 
     ground = dataset.info.taxonomy.mask("ground")
     metrics = {name: OccupancyMetrics(names, ground) for name in ("prediction", *fitted)}
-    for done, (sweep, prediction) in enumerate(_predictions(loaded, dataset, frames, batch_size), start=1):
+    predictions = predict_dataset(loaded, dataset, frames, columns=("point_source_class",), batch_size=batch_size)
+    for done, (sweep, prediction) in enumerate(predictions, start=1):
         key = (sweep.sequence_id, sweep.frame_id)
         true, domain = (crop_occupancy(s.get(*key), s.info.grid, grid) for s in (truth_set, domain_set))
         expected = evaluation_truth(true, domain, grid)
@@ -236,13 +237,3 @@ def _fit(
         sweep.fit([dense])
         prior.fit([dense])
     return sweep, prior
-
-
-def _predictions(
-    loaded: LoadedModel, dataset: Dataset, frames: list[int], batch_size: int
-) -> Iterator[tuple[Sweep, npt.NDArray[np.uint8]]]:
-    """Yield each frame's sweep and its prediction, (nx, ny, nz) uint8 in the checkpoint's classes."""
-    columns = (*prediction_columns(loaded, dataset.info), "point_source_class")
-    for start in range(0, len(frames), batch_size):
-        sweeps = [dataset.read(i, columns) for i in frames[start : start + batch_size]]
-        yield from zip(sweeps, predict_frames(loaded, sweeps, dataset.info, batch_size=batch_size), strict=True)

@@ -30,7 +30,8 @@ def draw_frame(out: str, *, data: str, frame: str, checkpoint: str | None = None
     """
     uris.check_writable(out)
     dataset = open_dataset(data)
-    sweep = dataset[dataset.index_of(frame)]
+    index = dataset.index_of(frame)
+    sweep = dataset[index]
     label_set = open_occupancy(data, labels) if checkpoint is None or labels in list_label_sets(data) else None
     label = None
     if label_set is not None and (sweep.sequence_id, sweep.frame_id) in label_set:
@@ -40,7 +41,7 @@ def draw_frame(out: str, *, data: str, frame: str, checkpoint: str | None = None
     if checkpoint is not None:
         # Imported here: a picture of the labels alone needs no torch.
         from spot_ray.train.checkpoint import load_model
-        from spot_ray.train.predict import class_table, predict_sweep
+        from spot_ray.train.predict import class_table, predict_dataset
 
         loaded = load_model(checkpoint)
         grid = loaded.grid
@@ -49,8 +50,8 @@ def draw_frame(out: str, *, data: str, frame: str, checkpoint: str | None = None
         if label_set is not None and label is not None:
             label = crop_occupancy(label, label_set.info.grid, grid)
             observed = unpack_bits(label.observed, grid.shape)
-        prediction = to_dataset[predict_sweep(loaded, sweep, dataset.info)]
-        panels.append(Panel("Predicted occupancy", prediction, observed))
+        ((_, prediction),) = predict_dataset(loaded, dataset, [index])
+        panels.append(Panel("Predicted occupancy", to_dataset[prediction], observed))
     elif label_set is not None:
         grid = label_set.info.grid
     if label is not None:

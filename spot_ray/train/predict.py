@@ -14,11 +14,13 @@ import numpy.typing as npt
 import torch
 
 from spot_ray.errors import DataError
-from spot_ray.operators.features import check_features, columns_of, point_features
+from spot_ray.operators.features import check_features, point_features
+from spot_ray.operators.frame import input_columns, read_frames
 from spot_ray.schema.dataset import DatasetInfo
 from spot_ray.schema.occupancy import to_network_order
 from spot_ray.schema.sweep import Sweep
 from spot_ray.schema.taxonomy import EMPTY, IGNORE
+from spot_ray.storage.dataset import Dataset
 from spot_ray.train.checkpoint import LoadedModel
 
 
@@ -29,7 +31,48 @@ def prediction_columns(loaded: LoadedModel, info: DatasetInfo) -> tuple[str, ...
         ConfigError: If the dataset lacks an input feature of the network.
     """
     check_features(loaded.features, info)
-    return columns_of(loaded.features, info)
+    data = loaded.config.data
+    return input_columns(loaded.features, info, merge=data.merge, deskew=data.deskew)
+
+
+def predict_dataset(
+    loaded: LoadedModel,
+    dataset: Dataset,
+    frames: Sequence[int],
+    *,
+    columns: Sequence[str] = (),
+    batch_size: int = 1,
+) -> Iterator[tuple[Sweep, npt.NDArray[np.uint8]]]:
+    """Predict frames of a dataset from what the network was trained on: merged and corrected sweeps, if it was.
+
+    Args:
+        loaded: The network, in evaluation mode; it runs on the device that it is on.
+        dataset: The dataset.
+        frames: Indices of the frames.
+        columns: Point columns that the sweeps shall have beside those that the network needs.
+        batch_size: Frames that are computed at once.
+
+    Yields:
+        Each frame's own sweep and its prediction as of :func:`predict_frames`.
+
+    Raises:
+        ConfigError: If the dataset lacks an input feature of the network, or the sweeps that it would merge.
+        DataError: If a frame lacks one, or no point of a batch lies in the network's range.
+    """
+    data = loaded.config.data
+    read = read_frames(
+        dataset,
+        frames,
+        (*prediction_columns(loaded, dataset.info), *columns),
+        merge=data.merge,
+        deskew=data.deskew,
+    )
+    while batch := list(islice(read, batch_size)):
+        clouds = [
+            point_features(frame.merged, loaded.features, dataset.info.rig, time_lag_s=frame.time_lag_s)
+            for frame in batch
+        ]
+        yield from zip((frame.own for frame in batch), _predict(loaded, clouds), strict=True)
 
 
 def predict_sweep(loaded: LoadedModel, sweep: Sweep, info: DatasetInfo) -> npt.NDArray[np.uint8]:
@@ -40,7 +83,7 @@ def predict_sweep(loaded: LoadedModel, sweep: Sweep, info: DatasetInfo) -> npt.N
 def predict_frames(
     loaded: LoadedModel, sweeps: Iterable[Sweep], info: DatasetInfo, *, batch_size: int = 1
 ) -> Iterator[npt.NDArray[np.uint8]]:
-    """Predict the occupancy of sweeps.
+    """Predict the occupancy of sweeps, each as it is; :func:`predict_dataset` reads them as training does.
 
     Args:
         loaded: The network, in evaluation mode; it runs on the device that it is on.
@@ -59,19 +102,22 @@ def predict_frames(
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}")
     check_features(loaded.features, info)
+    remaining = iter(sweeps)
+    while batch := list(islice(remaining, batch_size)):
+        yield from _predict(loaded, [point_features(sweep, loaded.features, info.rig) for sweep in batch])
+
+
+def _predict(loaded: LoadedModel, clouds: Sequence[npt.NDArray[np.float32]]) -> list[npt.NDArray[np.uint8]]:
+    """Return the prediction of each of some clouds of (N, C) features, which are computed at once."""
     device = next(loaded.model.parameters()).device
     labelled = loaded.taxonomy.mask("labelled")
     untrained = torch.from_numpy(np.flatnonzero(~labelled)[1:]).to(device)  # empty, the first, always is
-    remaining = iter(sweeps)
-    while batch := list(islice(remaining, batch_size)):
-        clouds = [point_features(sweep, loaded.features, info.rig) for sweep in batch]
-        points = torch.from_numpy(np.concatenate(clouds)).to(device)
-        offsets = torch.from_numpy(np.cumsum([0, *map(len, clouds)], dtype=np.int64)).to(device)
-        with torch.inference_mode():
-            logits = loaded.model(points, offsets).index_fill(1, untrained, -torch.inf)
-            values = logits.argmax(dim=1).to(torch.uint8).cpu().numpy()
-        for value in values:
-            yield np.ascontiguousarray(to_network_order(value), dtype=np.uint8)
+    points = torch.from_numpy(np.concatenate(clouds)).to(device)
+    offsets = torch.from_numpy(np.cumsum([0, *map(len, clouds)], dtype=np.int64)).to(device)
+    with torch.inference_mode():
+        logits = loaded.model(points, offsets).index_fill(1, untrained, -torch.inf)
+        values = logits.argmax(dim=1).to(torch.uint8).cpu().numpy()
+    return [np.ascontiguousarray(to_network_order(value), dtype=np.uint8) for value in values]
 
 
 def class_table(source: Sequence[str], target: Sequence[str], *, where: str) -> npt.NDArray[np.uint8]:

@@ -11,12 +11,14 @@ from spot_ray.errors import ConfigError, DataError
 from spot_ray.geometry import se3
 from spot_ray.geometry.grid import VoxelGrid, pack_bits
 from spot_ray.operators.config import AugmentConfig, BalanceConfig, BeamConfig, DataConfig, MergeConfig
+from spot_ray.operators.features import point_features
+from spot_ray.operators.frame import input_columns, read_frames
 from spot_ray.operators.stream import iterate
 from spot_ray.schema.occupancy import Occupancy, OccupancyInfo
 from spot_ray.schema.sensors import LidarSpec, as_matrix, nominal_mount
 from spot_ray.schema.sweep import Boxes, Sweep
 from spot_ray.schema.taxonomy import PAPER_TAXONOMY
-from spot_ray.storage.dataset import DatasetWriter
+from spot_ray.storage.dataset import DatasetWriter, open_dataset
 from spot_ray.storage.occupancy import OccupancyWriter
 
 GRID = VoxelGrid((-8.0, -8.0, -2.2), (0.4, 0.4, 0.4), (40, 40, 16))
@@ -170,6 +172,17 @@ def test_deskew_alone_merges_nothing(skewed_uri, uri):
     corrected, truth = batches(skewed_uri, replace(single, deskew=True)), batches(uri, single)
     assert len(corrected[1].points) == 202
     np.testing.assert_allclose(corrected[1].points, truth[1].points, atol=0.02)
+
+
+@pytest.mark.parametrize("config", [PLAIN, replace(PLAIN, deskew=True), replace(PLAIN, merge=MergeConfig())])
+def test_frames_are_read_for_prediction_as_for_training(skewed_uri, config):
+    dataset = open_dataset(skewed_uri)
+    columns = input_columns(config.features, dataset.info, merge=config.merge, deskew=config.deskew)
+    frames = list(read_frames(dataset, range(0, FRAMES, 4), columns, merge=config.merge, deskew=config.deskew))
+    for frame, batch in zip(frames, batches(skewed_uri, config, sequences=["a"]), strict=True):
+        points = point_features(frame.merged, config.features, dataset.info.rig, time_lag_s=frame.time_lag_s)
+        np.testing.assert_array_equal(points, batch.points)
+        np.testing.assert_array_equal(frame.own.xyz, batch.points[: len(frame.own), :3])
 
 
 def test_no_sweep_is_merged_across_a_gap(uri):

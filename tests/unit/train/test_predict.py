@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -10,14 +11,23 @@ import torch
 from torch import Tensor, nn
 
 from spot_ray.errors import ConfigError, DataError
+from spot_ray.geometry import se3
 from spot_ray.geometry.grid import VoxelGrid
 from spot_ray.models.config import VoxelConfig
 from spot_ray.models.spot import build_model
+from spot_ray.operators.config import MergeConfig
 from spot_ray.schema.dataset import DatasetInfo
 from spot_ray.schema.sensors import LidarSpec
 from spot_ray.schema.sweep import Sweep
+from spot_ray.storage.dataset import DatasetWriter, open_dataset
 from spot_ray.train.checkpoint import LoadedModel, ModelDescription
-from spot_ray.train.predict import class_table, predict_frames, predict_sweep, prediction_columns
+from spot_ray.train.predict import (
+    class_table,
+    predict_dataset,
+    predict_frames,
+    predict_sweep,
+    prediction_columns,
+)
 
 LIDAR = LidarSpec("L", 0, "spinning", 32, (-30.0, 10.0), intensity_max=10.0)
 
@@ -78,6 +88,32 @@ def test_frames_are_batched_in_order(toy: ModuleType) -> None:
     for one, frame in zip(batched, sweeps, strict=True):
         np.testing.assert_array_equal(one, predict_sweep(network, frame, info))
     assert len({frame.tobytes() for frame in batched}) > 1
+
+
+def test_a_dataset_is_predicted_from_merged_sweeps_if_the_network_was_trained_on_them(
+    toy: ModuleType, tmp_path: Path
+) -> None:
+    with DatasetWriter(str(tmp_path / "d"), name="d", rig=[LIDAR], taxonomy=toy.TAXONOMY) as writer:
+        for i in range(3):  # 0.8 m a sweep, one voxel; each sees another point, 2.1 m to its left
+            writer.add(
+                dataclasses.replace(
+                    sweep([(0.1, 2.1, 0.1)], [float(i + 1)], str(i)),
+                    timestamp_ns=i * 100_000_000,
+                    world_SE3_ego=se3.from_yaw(0.0, (0.8 * i, 0.0, 0.0)),
+                )
+            )
+    dataset = open_dataset(str(tmp_path / "d"))
+    single = loaded(toy, PointsAsVoxels(toy.GRID, 3))
+    merge = MergeConfig(num_sweeps=2)
+    merging = dataclasses.replace(
+        single, config=dataclasses.replace(toy.CONFIG, data=dataclasses.replace(toy.CONFIG.data, merge=merge))
+    )
+    for network, expected in ((single, {(8, 10): 3}), (merging, {(8, 10): 3, (7, 10): 2})):
+        ((own, prediction),) = predict_dataset(network, dataset, [2], columns=("ring",))
+        found = {(int(x), int(y)): int(prediction[x, y, z]) for x, y, z in zip(*np.nonzero(prediction), strict=True)}
+        assert found == expected
+        assert len(own) == 1, "the frame's own sweep comes back"
+    assert len(list(predict_dataset(merging, dataset, [0, 1, 2], batch_size=2))) == 3
 
 
 def test_the_real_network_predicts_a_frame_alike_alone_and_in_a_batch(toy: ModuleType) -> None:
