@@ -8,7 +8,7 @@ LIGHT := $(VENV)/.light
 TRAIN := $(VENV)/.train
 DEV := $(VENV)/.dev
 
-.PHONY: demo test test-long test-waymo lint format clean
+.PHONY: demo test test-long test-s3 test-waymo lint format clean
 
 demo: STARTED := $(shell date +%s)
 demo: $(LIGHT)
@@ -17,10 +17,14 @@ demo: $(LIGHT)
 	$(BIN)/spot-ray demo --started $(STARTED)
 
 test: lint
-	$(BIN)/python -m pytest tests -m "not slow and not waymo_oracle"
+	$(BIN)/python -m pytest tests -m "not slow and not waymo_oracle and not s3_gateway"
 
 test-long: $(DEV)
 	$(BIN)/python -m pytest tests -m slow --timeout 3000
+
+# The tests of object storage against a real one: needs Debian's ceph-mon, ceph-osd, radosgw and ceph-common.
+test-s3: $(DEV)
+	$(BIN)/python -m pytest tests -m s3_gateway
 
 # Compares with Waymo's own package, which the test installs in a virtual environment of its own, .venv-waymo (2.8 GB).
 test-waymo: $(DEV)

@@ -1,4 +1,8 @@
-"""URIs: local paths, `s3://`, `gs://` and whatever fsspec knows are the same to every caller."""
+"""URIs: local paths, `s3://`, `gs://` and whatever fsspec knows are the same to every caller.
+
+Credentials and endpoints of object stores come from the environment of the process and from the files that the store's
+own tools read; :mod:`spot_ray.storage.s3` has the particulars of `s3://`. Nothing of them appears in a message.
+"""
 
 from __future__ import annotations
 
@@ -8,52 +12,83 @@ import functools
 import os
 import sys
 import uuid
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pyarrow import fs as pafs
 
 from spot_ray.errors import ConfigError, DataError
+from spot_ray.storage import s3
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable, Iterator, Sequence
+
+    import fsspec
+    from fsspec.spec import AbstractBufferedFile
 
 _REFUSALS = frozenset(
     {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOSPC}
 )
 """What a file system answers to a path that the user has to change; anything else may pass when tried again."""
 
-_KINDS: dict[type[OSError], int] = {PermissionError: errno.EACCES, FileNotFoundError: errno.ENOENT}
+_FAILURES = frozenset({errno.EACCES, errno.EPERM, errno.EBUSY, errno.EIO, errno.ETIMEDOUT})
+"""What a store's client says where the store does not let us in, or goes on failing after several attempts."""
+_NAMES: dict[type[Exception], str] = {PermissionError: "permission denied", TimeoutError: "no answer in time"}
+_WITH_BUCKETS = (*s3.SCHEMES, "gs", "gcs")
+
+_KINDS: dict[type[OSError], int] = {
+    PermissionError: errno.EACCES,
+    FileNotFoundError: errno.ENOENT,
+    NotADirectoryError: errno.ENOTDIR,
+    IsADirectoryError: errno.EISDIR,
+}
+_CREDENTIALS = {
+    "s3": "credentials from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and AWS_SESSION_TOKEN if they are temporary), "
+    "from the profile of ~/.aws that AWS_PROFILE names, or from the machine's role; AWS_ENDPOINT_URL if the store is "
+    "not Amazon's",
+    "gs": "credentials that gcloud has set up, or GOOGLE_APPLICATION_CREDENTIALS",
+}
+_READERS = 16
+"""Files read at a time: a store answers a small request in some 30 ms, however many there are."""
 
 
 def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     """Return the file system of a URI and the path in it.
 
-    Credentials and endpoints come from the environment of the process, as s3fs, gcsfs and their kin read it.
-
     Raises:
         ConfigError: If nothing installed speaks the URI's protocol.
+        DataError: If the environment names credentials that there are not.
     """
     scheme, separator, rest = uri.partition("://")
     if not separator:
         return pafs.LocalFileSystem(), str(Path(uri).expanduser().absolute())
     if scheme == "file":
         return pafs.LocalFileSystem(), rest
-    return _remote(scheme, os.getpid()), rest.rstrip("/")
+    remote, path = _remote(uri)
+    handler = s3.S3Handler if scheme in s3.SCHEMES else pafs.FSSpecHandler
+    return pafs.PyFileSystem(handler(remote)), path
 
 
-@functools.cache
-def _remote(scheme: str, _process: int) -> pafs.FileSystem:
-    # Keyed by process: fsspec's connections do not survive a fork.
+def _remote(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
+    scheme, _, path = uri.partition("://")
+    with refusals_told("reach the store", uri):
+        return _client(scheme, os.getpid(), s3.environment()), path.rstrip("/")
+
+
+@functools.lru_cache(maxsize=16)
+def _client(scheme: str, _process: int, _environment: frozenset[tuple[str, str]]) -> fsspec.AbstractFileSystem:
+    # Keyed by process: connections do not survive a fork.
     import fsspec
 
     try:
-        remote = fsspec.filesystem(scheme)
+        if scheme in s3.SCHEMES:
+            return s3.client()
+        return fsspec.filesystem(scheme, use_listings_cache=False)
     except (ValueError, ImportError) as error:
         raise ConfigError(
             f"cannot open {scheme}:// URIs: {error}", remedy="use a path, s3:// or gs://, or install its fsspec package"
         ) from None
-    return pafs.PyFileSystem(pafs.FSSpecHandler(remote))
 
 
 def is_local(uri: str) -> bool:
@@ -75,24 +110,14 @@ def exists(uri: str) -> bool:
     """Tell whether a file or folder is at `uri`.
 
     Raises:
-        DataError: If the store cannot be reached or does not let us in.
+        DataError: If the store cannot be reached or does not let us in, or there is no such bucket.
     """
     system, path = filesystem(uri)
-    try:
-        with refusals_told("look there", uri):
-            return system.get_file_info(path).type != pafs.FileType.NotFound
-    except _client_errors() as error:
-        raise DataError(
-            f"cannot reach the store: {error}",
-            where=uri,
-            expected="endpoint, region and credentials in the environment, as s3fs or gcsfs read them",
-        ) from None
-
-
-def _client_errors() -> tuple[type[Exception], ...]:
-    """Return what the store clients in use raise that is no OSError: no credentials, nothing at the endpoint."""
-    homes = {"botocore.exceptions": "BotoCoreError", "google.auth.exceptions": "GoogleAuthError"}
-    return tuple(vars(sys.modules[module])[name] for module, name in homes.items() if module in sys.modules)
+    with refusals_told("look there", uri):
+        found = bool(system.get_file_info(path).type != pafs.FileType.NotFound)
+    if not found:
+        _check_bucket(uri)
+    return found
 
 
 def read_bytes(uri: str) -> bytes:
@@ -101,13 +126,29 @@ def read_bytes(uri: str) -> bytes:
     Raises:
         DataError: If there is no such file, or it is not to be read.
     """
-    system, path = filesystem(uri)
     with refusals_told("read the file", uri):
         try:
+            if not is_local(uri):
+                remote, path = _remote(uri)
+                return bytes(remote.cat_file(path))
+            system, path = filesystem(uri)
             with system.open_input_stream(path) as stream:
                 return bytes(stream.read())
         except FileNotFoundError:
+            _check_bucket(uri)
             raise DataError("no such file", where=uri) from None
+
+
+def read_many(uris: Sequence[str]) -> list[bytes]:
+    """Return the contents of many files of one place, read side by side where that helps.
+
+    Raises:
+        DataError: If one of them is not there, or not to be read.
+    """
+    if len(uris) < 2 or is_local(uris[0]):
+        return [read_bytes(uri) for uri in uris]
+    with ThreadPoolExecutor(min(_READERS, len(uris))) as readers:
+        return list(readers.map(read_bytes, uris))
 
 
 def write_bytes(uri: str, data: bytes) -> None:
@@ -116,9 +157,8 @@ def write_bytes(uri: str, data: bytes) -> None:
     Raises:
         DataError: If the place is not to be written to.
     """
-    system, path = filesystem(uri)
     if is_local(uri):
-        target = Path(path)
+        target = Path(filesystem(uri)[1])
         make_dir(str(target.parent))
         aside = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
         try:
@@ -129,8 +169,22 @@ def write_bytes(uri: str, data: bytes) -> None:
             aside.unlink(missing_ok=True)
         return
     # An object appears when its upload completes.
-    with refusals_told("write the file", uri), system.open_output_stream(path) as stream:
-        stream.write(data)
+    with refusals_told("write the file", uri):
+        remote, path = _remote(uri)
+        remote.pipe_file(path, data)
+
+
+def open_upload(uri: str) -> AbstractBufferedFile:
+    """Begin the upload of an object and return the file to write to.
+
+    Nothing is at its URI before `commit()`, which has to follow `close()`; `discard()` gives it up.
+
+    Raises:
+        DataError: If the place is not to be written to.
+    """
+    with refusals_told("write the file", uri):
+        remote, path = _remote(uri)
+        return remote.open(path, "wb", autocommit=False, block_size=s3.UPLOAD_BLOCK_BYTES)
 
 
 def make_dir(uri: str) -> None:
@@ -151,6 +205,7 @@ def check_writable(uri: str) -> None:
         DataError: If the file cannot be written.
     """
     if not is_local(uri):
+        _check_bucket(uri)
         return
     target = Path(filesystem(uri)[1])
     make_dir(str(target.parent))
@@ -170,52 +225,118 @@ def list_dir(uri: str) -> list[str]:
     system, path = filesystem(uri)
     with refusals_told("list the folder", uri):
         infos = system.get_file_info(pafs.FileSelector(path, allow_not_found=True))
+    if not infos:
+        _check_bucket(uri)
     return sorted(info.base_name for info in infos if info.base_name and not info.base_name.startswith("."))
 
 
 def file_sizes(uri: str) -> dict[str, int]:
-    """Return the size in bytes of every file below a folder, by its path relative to it."""
+    """Return the size in bytes of every file below a folder, by its path relative to it.
+
+    Raises:
+        DataError: If the store cannot be reached or does not let us in.
+    """
     system, path = filesystem(uri)
-    infos = system.get_file_info(pafs.FileSelector(path, allow_not_found=True, recursive=True))
+    with refusals_told("list the folder", uri):
+        infos = system.get_file_info(pafs.FileSelector(path, allow_not_found=True, recursive=True))
     root = path.rstrip("/") + "/"
     return {info.path.removeprefix(root): info.size for info in infos if info.type == pafs.FileType.File}
 
 
 def remove_files(uris: Iterable[str]) -> None:
-    """Remove files that may or may not be there."""
+    """Remove files that may or may not be there.
+
+    Raises:
+        DataError: If one is not ours to remove.
+    """
     for uri in uris:
         system, path = filesystem(uri)
-        if system.get_file_info(path).type == pafs.FileType.File:
-            system.delete_file(path)
+        with refusals_told("remove the file", uri):
+            if system.get_file_info(path).type == pafs.FileType.File:
+                system.delete_file(path)
 
 
 def remove_tree(uri: str) -> None:
-    """Remove a folder and all in it, if it is there."""
+    """Remove a folder and all in it, if it is there.
+
+    Raises:
+        DataError: If it is not ours to remove.
+    """
     system, path = filesystem(uri)
-    if system.get_file_info(path).type == pafs.FileType.Directory:
-        system.delete_dir(path)
+    with refusals_told("remove the folder", uri):
+        if system.get_file_info(path).type == pafs.FileType.Directory:
+            system.delete_dir(path)
 
 
 @contextlib.contextmanager
 def refusals_told(doing: str, uri: str) -> Iterator[None]:
-    """Turn a file system's refusal into the user's error.
+    """Turn the refusal of a file system or a store into the user's error.
 
     Args:
         doing: What is tried.
         uri: On what.
 
     Raises:
-        DataError: If the path is wrong, is not ours to touch, or its disk is full.
+        DataError: If the path is wrong, is not ours to touch, or its disk is full; if a store cannot be reached, does
+            not let us in, or goes on failing.
     """
     try:
         yield
     except OSError as error:
         # Clients of object stores give no number.
         number = error.errno or next((n for kind, n in _KINDS.items() if isinstance(error, kind)), None)
+        if not is_local(uri) and (number in _FAILURES or s3.is_failure(error)):
+            raise _failure(error, doing, uri) from None
         if number not in _REFUSALS:
             raise
+        if number == errno.ENOENT:
+            _check_bucket(uri)
         raise DataError(
             f"cannot {doing}: {os.strerror(number).lower()}",
             where=uri,
             remedy="give another path, or make this one usable",
+        ) from None
+    except _client_errors() as error:
+        raise _failure(error, doing, uri) from None
+
+
+def _failure(error: Exception, doing: str, uri: str) -> DataError:
+    name = _NAMES.get(type(error))
+    return DataError(
+        f"cannot {doing}: {f'{name} ({error})' if name else error}",
+        where=uri,
+        expected=_CREDENTIALS.get(uri.partition("://")[0], "endpoint and credentials in the environment"),
+        remedy="see which of these is wrong; if none, the store may answer later",
+    )
+
+
+def _client_errors() -> tuple[type[Exception], ...]:
+    """Return what the store clients in use raise that is no OSError: no credentials, nothing at the endpoint."""
+    homes = {
+        "aiohttp.client_exceptions": "ClientError",
+        "botocore.exceptions": "BotoCoreError",
+        "google.auth.exceptions": "GoogleAuthError",
+    }
+    return tuple(vars(sys.modules[module])[name] for module, name in homes.items() if module in sys.modules)
+
+
+def _check_bucket(uri: str) -> None:
+    """Raise a DataError if the bucket of an object is not there: then no path in it will ever be right."""
+    scheme, _, path = uri.partition("://")
+    if scheme in _WITH_BUCKETS:
+        _seen_bucket(f"{scheme}://{path.partition('/')[0]}", s3.environment())
+
+
+@functools.lru_cache(maxsize=64)
+def _seen_bucket(uri: str, _environment: frozenset[tuple[str, str]]) -> None:
+    remote, bucket = _remote(uri)
+    try:
+        with contextlib.suppress(PermissionError):  # a policy may hide the bucket and show what is in it
+            remote.info(bucket)
+    except FileNotFoundError:
+        raise DataError(
+            f"there is no bucket {bucket!r}",
+            where=uri,
+            expected="a bucket that exists, at the endpoint that the environment names",
+            remedy="make the bucket, or correct its name",
         ) from None

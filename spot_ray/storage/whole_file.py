@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
 
 from pyarrow import fs as pafs
 
@@ -14,7 +16,7 @@ class WholeFile:
     """A file that is being written; nothing is at its URI before :meth:`commit`.
 
     A local file lies under a hidden name in the same folder until it is renamed. An object of a store appears when its
-    upload ends.
+    upload is completed; of one that is given up nothing is left.
 
     Args:
         uri: Where it will be.
@@ -27,11 +29,14 @@ class WholeFile:
         self.uri = uri
         folder, _, name = uri.rpartition("/")
         uris.make_dir(folder)
-        self._aside = uris.join(folder, f".{name}.{uuid.uuid4().hex}") if uris.is_local(uri) else uri
-        self._system, self._path = uris.filesystem(self._aside)
+        self._aside = Path(uris.filesystem(folder)[1], f".{name}.{uuid.uuid4().hex}") if uris.is_local(uri) else None
         with uris.refusals_told("write the file", uri):
-            self.stream = self._system.open_output_stream(self._path)
-        """What to write to."""
+            self.stream: Any = (
+                uris.open_upload(uri)
+                if self._aside is None
+                else pafs.LocalFileSystem().open_output_stream(str(self._aside))
+            )
+            """The binary file to write to."""
 
     def commit(self) -> None:
         """Show the file.
@@ -42,19 +47,24 @@ class WholeFile:
         try:
             with uris.refusals_told("write the file", self.uri):
                 self.stream.close()
-                if self._aside != self.uri:
-                    self._system.move(self._path, uris.filesystem(self.uri)[1])
+                if self._aside is None:
+                    self.stream.commit()
+                else:
+                    self._aside.replace(uris.filesystem(self.uri)[1])
         except BaseException:
             self.discard()
             raise
 
     def discard(self) -> None:
         """Leave nothing."""
+        if self._aside is None:
+            self.stream.discard()
+            self.stream.closed = True  # or its end would be sent when it is collected
+            return
         try:
             self.stream.close()
         finally:
-            if self._system.get_file_info(self._path).type == pafs.FileType.File:
-                self._system.delete_file(self._path)
+            self._aside.unlink(missing_ok=True)
 
 
 def remove_asides(folder: str, names: Iterable[str]) -> None:
