@@ -18,6 +18,7 @@ from spot_ray.errors import DataError, InstallError, SpotRayError
 from spot_ray.occupancy.config import LabelConfig
 from spot_ray.occupancy.label import SWEEP_COLUMNS, LabelReport, label_sequence
 from spot_ray.schema.occupancy import OccupancyInfo
+from spot_ray.schema.subset import Subset
 from spot_ray.session import quiet_data_context, ray_session
 from spot_ray.storage import uri as uris
 from spot_ray.storage.dataset import Dataset, open_dataset
@@ -29,9 +30,12 @@ from spot_ray.storage.occupancy import (
     write_occupancy_shard,
 )
 from spot_ray.storage.shards import shard_name
+from spot_ray.storage.subset import sequences_of
 
 Written = Generator[tuple[str, pa.Table, LabelReport], None, None]
 """Yields a sequence, the manifest rows of its labels, and what was found."""
+
+Provenance = dict[str, str | int | float | bool | None]
 
 
 def label_dataset(
@@ -41,6 +45,7 @@ def label_dataset(
     config: LabelConfig,
     num_workers: int | None = None,
     overwrite: bool = False,
+    subset: Subset | None = None,
     on_sequence: Callable[[str, LabelReport], None] | None = None,
 ) -> LabelReport:
     """Make occupancy labels for every sequence of a dataset that has none yet, each in a Ray task.
@@ -56,14 +61,16 @@ def label_dataset(
         num_workers: Sequences labelled at a time; 1 works in this process, without Ray. None takes one a CPU of the
             cluster if Ray is installed, else 1. A single sequence needs no Ray.
         overwrite: Remove a label set of this name first.
+        subset: Label only the sequences that hold frames of it, each as a whole; None: all. What it leaves out can be
+            labelled later.
         on_sequence: Called with each sequence's name and what was found when it is labelled, to show progress.
 
     Returns:
         What was found, over all sequences that were labelled now.
 
     Raises:
-        DataError: If the dataset is broken, or all its sequences have labels of this name, or some have and were
-            labelled otherwise.
+        DataError: If the dataset is broken or lacks what the subset names, or all sequences have labels of this name,
+            or some have and were labelled otherwise, or overwriting would remove labels of others than the subset's.
         InstallError: If several workers are asked for and Ray is not installed.
     """
     has_ray = importlib.util.find_spec("ray") is not None
@@ -73,7 +80,7 @@ def label_dataset(
             remedy="pip install 'spot_ray[train]', or label with one worker",
         )
     dataset = open_dataset(uri)
-    sequences = _unlabelled(dataset, name, config, overwrite=overwrite)
+    sequences = _unlabelled(dataset, name, config, subset, overwrite=overwrite)
     if has_ray and num_workers != 1 and len(sequences) > 1:
         with ray_session():
             written = _label_with_ray(dataset.uri, name, sequences, config, num_workers)
@@ -87,40 +94,62 @@ def label_in_process(uri: str, *, name: str = "default", config: LabelConfig, ov
     return label_dataset(uri, name=name, config=config, num_workers=1, overwrite=overwrite)
 
 
-def _unlabelled(dataset: Dataset, name: str, config: LabelConfig, *, overwrite: bool) -> tuple[str, ...]:
-    """Return the sequences to label."""
+def _sequences_to_label(dataset: Dataset, subset: Subset | None) -> tuple[str, ...]:
+    """Return the sequences of the dataset, or of its subset, that have key frames."""
     if not len(dataset):
         raise DataError(
             "the dataset lists no frames",
             where=uris.join(dataset.uri, "manifest"),
             remedy="copy the whole folder again, or write it anew",
         )
-    folder = label_set_uri(dataset.uri, name)
     keyframes = dataset.manifest.filter(dataset.manifest.column("keyframe"))
-    to_label = tuple(dict.fromkeys(keyframes.column("sequence_id").to_pylist()))
-    if not to_label:
+    chosen = set(sequences_of(dataset, subset))
+    sequences = tuple(s for s in keyframes.column("sequence_id").unique().to_pylist() if s in chosen)
+    if not sequences:
         raise DataError(
-            f"none of the {len(dataset)} frames is a key frame",
+            f"none of the {len(dataset)} frames is a key frame"
+            if subset is None
+            else f"the sequences of the subset have no key frame: {subset}",
             where=dataset.uri,
             expected="at least one: key frames are what is labelled",
             remedy="mark them when writing (Sweep.keyframe)",
         )
-    if overwrite:
+    return sequences
+
+
+def _unlabelled(
+    dataset: Dataset, name: str, config: LabelConfig, subset: Subset | None, *, overwrite: bool
+) -> tuple[str, ...]:
+    """Return the sequences to label."""
+    to_label = _sequences_to_label(dataset, subset)
+    folder = label_set_uri(dataset.uri, name)
+    if overwrite and subset is None:  # whatever is there, even if it cannot be opened
         uris.remove_tree(folder)
     if name not in list_label_sets(dataset.uri):
         return to_label
     existing = open_occupancy(dataset.uri, name)
     done = set(existing.manifest.column("sequence_id").to_pylist())
+    if overwrite:
+        others = done.difference(to_label)
+        if others:
+            raise DataError(
+                f"labels {name!r} of {len(others)} sequences outside the subset would be lost",
+                where=folder,
+                expected="a set with labels of the subset's sequences alone",
+                remedy="choose another --name, or leave --subset out to make all of them anew",
+            )
+        uris.remove_tree(folder)
+        return to_label
     sequences = tuple(s for s in to_label if s not in done)
     if not sequences:
         raise DataError(
-            f"every sequence has occupancy labels {name!r} already",
+            f"every sequence {'' if subset is None else 'of the subset '}has occupancy labels {name!r} already",
             where=folder,
             remedy="choose another --name, or replace them with --overwrite",
         )
     if existing.info.provenance.get("config") != to_json(config, indent=None):
         raise DataError(
-            f"{len(done)} of {len(to_label)} sequences have labels {name!r} that were made another way",
+            f"{len(done)} sequences have labels {name!r} that were made another way",
             where=folder,
             expected=f"config {existing.info.provenance.get('config')}",
             remedy="choose another --name, or make all of them anew with --overwrite",
@@ -194,7 +223,9 @@ def _commit(
                 total += report
                 if on_sequence is not None:
                     on_sequence(sequence_id, report)
-        info = OccupancyInfo(name, config.grid, dataset.info.taxonomy.class_names, _provenance(config, total))
+        existing = open_occupancy(dataset.uri, name).info.provenance if name in list_label_sets(dataset.uri) else None
+        provenance = _provenance(config, total, existing)
+        info = OccupancyInfo(name, config.grid, dataset.info.taxonomy.class_names, provenance)
         commit_occupancy(dataset.uri, info, tables)
     except BaseException:
         folder = uris.join(label_set_uri(dataset.uri, name), "shards")
@@ -203,12 +234,14 @@ def _commit(
     return total
 
 
-def _provenance(config: LabelConfig, report: LabelReport) -> dict[str, str | int | float | bool | None]:
-    """Return how the labels were made, and what they lack."""
+def _provenance(config: LabelConfig, report: LabelReport, existing: Provenance | None) -> Provenance:
+    """Return how the labels were made, and what they lack: those of now, and those that the set has already."""
     return {
         "generator": "spot_ray.occupancy",
         "config": to_json(config, indent=None),
-        "aggregated": report.frames_aggregated == report.frames,
-        "with_classes": report.points_by_source + report.points_by_box > 0,
-        "objects_moved_with_boxes": report.frames_with_boxes == report.frames,
+        "aggregated": report.frames_aggregated == report.frames and (existing is None or existing["aggregated"]),
+        "with_classes": report.points_by_source + report.points_by_box > 0
+        or (existing is not None and existing["with_classes"]),
+        "objects_moved_with_boxes": report.frames_with_boxes == report.frames
+        and (existing is None or existing["objects_moved_with_boxes"]),
     }

@@ -166,9 +166,7 @@ def steps_by_epoch(
     return [math.ceil(number / global_batch_size) for number in samples]
 
 
-def select_frames(
-    dataset: Dataset, subset: Subset | None, which: Literal["keyframes", "all"]
-) -> npt.NDArray[np.int64]:
+def select_frames(dataset: Dataset, subset: Subset | None, which: Literal["keyframes", "all"]) -> npt.NDArray[np.int64]:
     """Return the ascending indices of the frames to train on.
 
     Args:

@@ -55,7 +55,7 @@ def locate(
             where=dataset.uri,
             remedy=f"label them: spot-ray label --data {dataset.uri}"
             if row["keyframe"]
-            else "only key frames are labelled: set data.frames=keyframes",
+            else "only key frames are labelled: set data.frames=keyframes, or draw a subset of them",
         )
     sweeps = sweeps.take(inverse)
     label_rows = labels.manifest.take(found.take(pa.array(inverse)))

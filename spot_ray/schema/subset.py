@@ -46,3 +46,11 @@ class Subset:
             )
         if not self.names or len(set(self.names)) != len(self.names):
             raise DataError("the subset is empty or names something twice", expected="unique names, at least one")
+
+    def __str__(self) -> str:
+        """Return what it is in a few words."""
+        drawn = [] if self.fraction is None else [f"{100 * self.fraction:g} %"]
+        drawn += [] if self.split is None else [f"of the split {self.split!r}"]
+        drawn += [] if self.seed is None else [f"by seed {self.seed}"]
+        number = f"{len(self.names)} {self.unit}{'s' * (len(self.names) > 1)}"
+        return f"{number} ({' '.join(drawn)})" if drawn else number

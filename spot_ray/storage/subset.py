@@ -7,6 +7,7 @@ import math
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from spot_ray.config.load import from_json, suggestion, to_json
@@ -86,24 +87,21 @@ def frames_of(dataset: Dataset, subset: Subset | None) -> npt.NDArray[np.int64]:
     """
     if subset is None:
         return np.arange(len(dataset), dtype=np.int64)
+    wanted = pa.array(subset.names, pa.string())
     if subset.unit == "sequence":
-        known = set(dataset.sequences)
-        missing = [name for name in subset.names if name not in known]
-        if not missing:
-            return np.sort(np.concatenate([np.asarray(dataset.frames_of(name), np.int64) for name in subset.names]))
+        known = dataset.manifest.column("sequence_id")
     else:
-        rows = dataset.manifest
-        ids = zip(rows.column("sequence_id").to_pylist(), rows.column("frame_id").to_pylist(), strict=True)
-        place = {f"{sequence_id}/{frame_id}": i for i, (sequence_id, frame_id) in enumerate(ids)}
-        missing = [name for name in subset.names if name not in place]
-        if not missing:
-            return np.sort(np.array([place[name] for name in subset.names], np.int64))
-    raise DataError(
-        f"the dataset lacks {len(missing)} of the subset's {len(subset.names)} {subset.unit}s: {missing[0]!r}, …",
-        where=dataset.uri,
-        expected=f"the dataset that the subset was drawn from, {subset.dataset!r}",
-        remedy="draw the subset again, if sequences were removed since",
-    )
+        known = pc.binary_join_element_wise(*dataset.manifest.select(["sequence_id", "frame_id"]), "/")
+    missing = wanted.filter(pc.invert(pc.is_in(wanted, value_set=known)))
+    if len(missing):
+        raise DataError(
+            f"the dataset lacks {len(missing)} of the subset's {len(wanted)} {subset.unit}s: {missing[0].as_py()!r}"
+            + (", …" if len(missing) > 1 else ""),
+            where=dataset.uri,
+            expected=f"the dataset that the subset was drawn from{f', {subset.dataset!r}' if subset.dataset else ''}",
+            remedy="draw the subset again, if sequences were removed since",
+        )
+    return np.flatnonzero(pc.is_in(known, value_set=wanted).to_numpy())
 
 
 def sequences_of(dataset: Dataset, subset: Subset | None) -> tuple[str, ...]:
@@ -115,7 +113,7 @@ def sequences_of(dataset: Dataset, subset: Subset | None) -> tuple[str, ...]:
     if subset is None:
         return dataset.sequences
     rows = dataset.manifest.column("sequence_id").take(frames_of(dataset, subset))
-    return tuple(dict.fromkeys(rows.to_pylist()))
+    return tuple(rows.unique().to_pylist())
 
 
 def _place(name: str, seed: int) -> bytes:

@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from spot_ray.operators.batch import Batch
+from spot_ray.schema.subset import Subset
+from spot_ray.storage.subset import read_subset
 from spot_ray.train.config import PretrainConfig
 
 if TYPE_CHECKING:
@@ -13,7 +15,15 @@ if TYPE_CHECKING:
 
 
 def stream(
-    uri: str, recipe: PretrainConfig, *, seed: int, epoch: int, rank: int = 0, world_size: int = 1, start_step: int = 0
+    uri: str,
+    recipe: PretrainConfig,
+    *,
+    seed: int,
+    epoch: int,
+    rank: int = 0,
+    world_size: int = 1,
+    start_step: int = 0,
+    subset: Subset | str | None = None,
 ) -> Iterator[Batch]:
     """Stream one epoch of a recipe's training batches through Ray Data.
 
@@ -25,6 +35,7 @@ def stream(
         rank: This worker.
         world_size: Number of workers; the union over them is the same at any number.
         start_step: Global batches to skip, at no cost.
+        subset: The part of the dataset to stream, or the file that holds it; None: all of it.
 
     Yields:
         This worker's share of each global batch, in plan order.
@@ -41,6 +52,7 @@ def stream(
         world_size=world_size,
         global_batch_size=recipe.train.global_batch_size,
         start_step=start_step,
+        subset=read_subset(subset) if isinstance(subset, str) else subset,
     )
 
 

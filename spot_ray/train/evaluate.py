@@ -13,9 +13,11 @@ from spot_ray.evaluate.baselines import PriorBaseline, SweepBaseline, SweepTrueC
 from spot_ray.evaluate.occupancy import OccupancyMetrics, OccupancyScores, evaluation_truth
 from spot_ray.geometry.grid import VoxelGrid
 from spot_ray.schema.occupancy import crop_occupancy
+from spot_ray.schema.subset import Subset
 from spot_ray.schema.sweep import Sweep
 from spot_ray.storage.dataset import Dataset, open_dataset
 from spot_ray.storage.occupancy import OccupancySet, open_occupancy
+from spot_ray.storage.subset import frames_of
 from spot_ray.train.checkpoint import load_model
 from spot_ray.train.predict import class_table, predict_dataset
 
@@ -69,10 +71,10 @@ def evaluate_checkpoint(
     *,
     labels: str = "default",
     truth: str | None = None,
-    sequences: tuple[str, ...] | None = None,
+    subset: Subset | None = None,
     max_frames: int | None = None,
     train_data: str | None = None,
-    train_sequences: tuple[str, ...] | None = None,
+    train_subset: Subset | None = None,
     batch_size: int = 1,
     device: str = "cpu",
     on_frame: Callable[[int, int], None] | None = None,
@@ -87,17 +89,17 @@ def evaluate_checkpoint(
         data: The dataset.
         labels: The label set that gives the domain.
         truth: The label set that counts as true, such as a synthetic world's `exact`; None: `labels`.
-        sequences: The sequences to evaluate on; None: all that have labels.
+        subset: The part of the dataset to evaluate on; None: all frames that have labels.
         max_frames: Evaluate at most this many frames, evenly spaced; None: all.
         train_data: The dataset on whose label set `labels` the baselines are fitted; None: no baselines.
-        train_sequences: Its sequences to fit on; None: all that have labels.
+        train_subset: The part of it to fit on; None: all frames that have labels.
         batch_size: Frames that are predicted at once.
         device: Where the network runs.
         on_frame: Called after each frame with the number done and the number of all.
 
     Raises:
-        DataError: If there is nothing to evaluate, the labels do not cover the checkpoint's grid cell on cell,
-            or a class has no counterpart.
+        DataError: If there is nothing to evaluate, a frame that a subset names has no labels, the labels do not cover
+            the checkpoint's grid cell on cell, or a class has no counterpart.
         CheckpointError: If the checkpoint cannot be loaded.
     """
     dataset = open_dataset(data)
@@ -107,11 +109,11 @@ def evaluate_checkpoint(
     loaded = load_model(checkpoint, device)
     grid = loaded.grid
     to_dataset = class_table(loaded.taxonomy.class_names, names, where=f"checkpoint {checkpoint}")
-    frames = _spread(_labelled_frames(dataset, domain_set, sequences), max_frames)
+    frames = _spread(_labelled_frames(dataset, domain_set, subset), max_frames)
 
     fitted: dict[str, Callable[[Sweep], npt.NDArray[np.uint8]]] = {}
     if train_data is not None:
-        sweep_baseline, prior = _fit(train_data, labels, train_sequences, grid, names)
+        sweep_baseline, prior = _fit(train_data, labels, train_subset, grid, names)
         fitted = {"sweep": sweep_baseline.predict, "prior": prior.predict}
         if all(dataset.manifest.column("class_point_counts")[i].is_valid for i in frames):
             fitted["sweep_true_classes"] = SweepTrueClasses(sweep_baseline, dataset.info.taxonomy.lookup()).predict
@@ -198,19 +200,22 @@ def _open_labels(dataset: Dataset, name: str) -> OccupancySet:
     return opened
 
 
-def _labelled_frames(dataset: Dataset, label_set: OccupancySet, sequences: tuple[str, ...] | None) -> list[int]:
-    """Return the indices of a dataset's frames that have labels, in order."""
-    ids = dataset.manifest.column("frame_id").to_pylist()
-    frames = [
-        i
-        for sequence_id in (dataset.sequences if sequences is None else sequences)
-        for i in dataset.frames_of(sequence_id)
-        if (sequence_id, ids[i]) in label_set
-    ]
-    if not frames:
+def _labelled_frames(dataset: Dataset, label_set: OccupancySet, subset: Subset | None) -> list[int]:
+    """Return the indices of the frames of a dataset, or of its subset, that have labels, in order.
+
+    Sequences have sweeps without labels between their key frames; frames that a subset names must all have them.
+    """
+    chosen = frames_of(dataset, subset)
+    rows = dataset.manifest.take(chosen)
+    names = zip(rows.column("sequence_id").to_pylist(), rows.column("frame_id").to_pylist(), strict=True)
+    frames = [i for i, name in zip(chosen.tolist(), names, strict=True) if name in label_set]
+    missing = len(chosen) - len(frames) if subset is not None and subset.unit == "frame" else 0
+    if missing or not frames:
         raise DataError(
-            f"no frame has labels {label_set.info.name!r}",
-            where=dataset.uri if sequences is None else f"{dataset.uri}, sequences {', '.join(sequences)}",
+            f"{missing} of the subset's {len(chosen)} frames have no labels {label_set.info.name!r}"
+            if missing
+            else f"no frame has labels {label_set.info.name!r}",
+            where=dataset.uri if subset is None else f"{dataset.uri}, {subset}",
             remedy=f"make them: spot-ray label --data {dataset.uri}",
         )
     return frames
@@ -224,14 +229,14 @@ def _spread(frames: list[int], most: int | None) -> list[int]:
 
 
 def _fit(
-    uri: str, labels: str, sequences: tuple[str, ...] | None, grid: VoxelGrid, names: Sequence[str]
+    uri: str, labels: str, subset: Subset | None, grid: VoxelGrid, names: Sequence[str]
 ) -> tuple[SweepBaseline, PriorBaseline]:
     """Fit both baselines in one pass over the training labels."""
     dataset = open_dataset(uri)
     label_set = _open_labels(dataset, labels)
     table = class_table(label_set.info.class_names, names, where=dataset.uri)
     sweep, prior = SweepBaseline(grid, len(names)), PriorBaseline(grid, len(names))
-    for i in _labelled_frames(dataset, label_set, sequences):
+    for i in _labelled_frames(dataset, label_set, subset):
         key = (dataset.manifest.column(c)[i].as_py() for c in ("sequence_id", "frame_id"))
         dense = table[crop_occupancy(label_set.get(*key), label_set.info.grid, grid).dense(grid)]
         sweep.fit([dense])

@@ -7,18 +7,18 @@ checkpoints (see checkpoint.py) and its figures (see metrics.py).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from spot_ray.config.load import from_json, to_json
-from spot_ray.errors import ConfigError
+from spot_ray.errors import ConfigError, DataError
 from spot_ray.models.spot import OccupancyModel, build_model
 from spot_ray.operators.features import columns_of, point_features
-from spot_ray.operators.plan import steps_by_epoch
+from spot_ray.operators.plan import select_frames, steps_by_epoch
 from spot_ray.operators.stream import iterate
+from spot_ray.schema.subset import Subset
 from spot_ray.schema.taxonomy import Taxonomy
 from spot_ray.storage import uri as uris
-from spot_ray.storage.dataset import open_dataset
+from spot_ray.storage.dataset import Dataset, open_dataset
 from spot_ray.train.checkpoint import CONFIG_FILE, ModelDescription, latest_checkpoint, read_config
 from spot_ray.train.config import PretrainConfig
 from spot_ray.train.transfer import LoadReport, load_weights
@@ -38,14 +38,16 @@ class RunRecord:
     Args:
         data: The dataset.
         parts: The dataset's manifest parts when the run began: logs that arrive later are not the run's.
-        sequences: The sequences that it trains on, or None: all of them.
+        num_frames: Frames that those parts listed then; removing a sequence is all that makes it fewer.
+        subset: The part of the dataset that it trains on, or None: all of it.
         init: The checkpoint that it began with, or None.
         steps_by_epoch: Global batches of each epoch.
     """
 
     data: str
     parts: tuple[str, ...]
-    sequences: tuple[str, ...] | None
+    num_frames: int
+    subset: Subset | None
     init: str | None
     steps_by_epoch: tuple[int, ...]
 
@@ -103,7 +105,7 @@ def prepare_run(
     *,
     data: str,
     out: str,
-    sequences: Sequence[str] | None = None,
+    subset: Subset | None = None,
     init: str | None = None,
     resume: bool = False,
 ) -> tuple[Run, LoadReport | None]:
@@ -113,7 +115,7 @@ def prepare_run(
         config: The run.
         data: The labelled dataset.
         out: The run's folder.
-        sequences: The sequences to train on, or None: all.
+        subset: The part of the dataset to train on, or None: all of it; when resuming, what the run began with.
         init: A checkpoint to begin with, or None: when resuming, the one that the run began with.
         resume: Go on with the run that `out` holds, on the frames that the dataset had when it began.
 
@@ -122,17 +124,15 @@ def prepare_run(
 
     Raises:
         ConfigError: If the config contradicts itself, the data or the run in `out`.
-        DataError: If the dataset or its labels are missing or broken.
+        DataError: If the dataset or its labels are missing or broken, or the dataset lacks what the subset or, when
+            resuming, the run names.
         CheckpointError: If the weights of `init` are missing or do not fit.
     """
     _check_counts(config)
     data, out = uris.absolute(data), uris.absolute(out)
     before = _recorded(out) if resume else None
-    dataset = open_dataset(data)
-    if before is not None:
-        if not set(before.parts) <= set(dataset.parts):
-            raise _other_data(out, before)
-        dataset = open_dataset(data, parts=before.parts)
+    dataset = _open_pinned(data, before, out)
+    subset = _pinned_subset(subset, before, out)
     init = _initial(init, before, out)
     train = config.train
     iterate(  # reads nothing yet, but opens the labels and builds every operator
@@ -142,10 +142,10 @@ def prepare_run(
         seed=train.seed,
         epoch=0,
         global_batch_size=train.global_batch_size,
-        sequences=sequences,
+        subset=subset,
         parts=dataset.parts,
     )
-    first = dataset.frames_of((sequences or dataset.sequences)[0])[0]
+    first = int(select_frames(dataset, subset, config.data.frames)[0])
     # A feature that the source never recorded shows here, in one frame, and not in a worker.
     point_features(
         dataset.read(first, columns_of(config.data.features, dataset.info)), config.data.features, dataset.info.rig
@@ -156,12 +156,13 @@ def prepare_run(
         seed=train.seed,
         epochs=train.epochs,
         global_batch_size=train.global_batch_size,
-        sequences=sequences,
+        subset=subset,
     )
     record = RunRecord(
         data=data,
         parts=tuple(dataset.parts),
-        sequences=None if sequences is None else tuple(sequences),
+        num_frames=len(dataset),
+        subset=subset,
         init=init,
         steps_by_epoch=tuple(steps),
     )
@@ -204,7 +205,57 @@ def _recorded(out: str) -> RunRecord:
         raise ConfigError(
             "there is no run to resume", where=out, remedy="name the run's folder by --out, or leave --resume out"
         )
-    return from_json(RunRecord, uris.read_bytes(file), where=file)
+    try:
+        return from_json(RunRecord, uris.read_bytes(file), where=file)
+    except ConfigError as error:
+        raise ConfigError(
+            f"the run cannot be resumed from its record: {error.what}",
+            where=file,
+            expected=error.expected or "the record as this version of spot_ray writes it",
+            remedy=f"start a new run in another --out; --init {out} keeps what this one has learned",
+        ) from None
+
+
+def _open_pinned(data: str, before: RunRecord | None, out: str) -> Dataset:
+    """Return the dataset; for a run that is resumed, as it was when that began."""
+    dataset = open_dataset(data)
+    if before is None:
+        return dataset
+    where = uris.join(out, RECORD_FILE)
+    missing = set(before.parts) - set(dataset.parts)
+    if missing:
+        raise DataError(
+            f"{dataset.uri} is not the dataset of the run: it lacks {len(missing)} of {len(before.parts)} manifest "
+            f"parts, {min(missing)} among them",
+            where=where,
+            expected=f"{before.data}, wherever it is now; logs that were added since do not matter",
+            remedy="resume with the run's own --data, or start a new run in another --out",
+        )
+    dataset = open_dataset(data, parts=before.parts)
+    if len(dataset) != before.num_frames:
+        raise DataError(
+            f"sequences were removed from the dataset since the run began: {len(dataset)} of its {before.num_frames} "
+            "frames are left",
+            where=f"{dataset.uri}, {where}",
+            expected="the frames that the run began with: without them its epochs are others",
+            remedy=f"start a new run in another --out; --init {out} keeps what it has learned",
+        )
+    return dataset
+
+
+def _pinned_subset(subset: Subset | None, before: RunRecord | None, out: str) -> Subset | None:
+    """Return the subset to train on; a run that is resumed keeps its own."""
+    if before is None:
+        return subset
+    began = before.subset
+    if subset is None or (began and (subset.unit, set(subset.names)) == (began.unit, set(began.names))):
+        return began
+    raise ConfigError(
+        f"the run did not begin with this subset, {subset}",
+        where=uris.join(out, RECORD_FILE),
+        expected=f"its own, {began}, or no --subset" if began else "no --subset: it began with the whole dataset",
+        remedy="leave --subset out, or start a new run in another --out",
+    )
 
 
 def _initial(init: str | None, before: RunRecord | None, out: str) -> str | None:
@@ -244,18 +295,15 @@ def _check_same(run: Run, before: RunRecord) -> None:
             remedy="resume with the run's own values, or start a new run in another --out",
         )
     common = min(len(before.steps_by_epoch), len(run.record.steps_by_epoch))
-    same_plan = before.steps_by_epoch[:common] == run.record.steps_by_epoch[:common]
-    if before.sequences != run.record.sequences or not same_plan:
-        raise _other_data(run.out, before)
-
-
-def _other_data(out: str, before: RunRecord) -> ConfigError:
-    return ConfigError(
-        "the data differ from the run's: other frames, other sequences or another number of steps an epoch",
-        where=uris.join(out, RECORD_FILE),
-        expected=f"the frames of {before.data} as they were when the run began",
-        remedy="resume with the run's own data, or start a new run in another --out",
-    )
+    found, expected = run.record.steps_by_epoch[:common], before.steps_by_epoch[:common]
+    if found != expected:
+        epoch = next(i for i, steps in enumerate(found) if steps != expected[i])
+        raise ConfigError(
+            f"the data differ from the run's: epoch {epoch} has {found[epoch]} steps now",
+            where=uris.join(run.out, RECORD_FILE),
+            expected=f"{expected[epoch]}, what the same frames gave when the run began",
+            remedy="resume with the version of spot_ray that it began with, or start a new run in another --out",
+        )
 
 
 def _check_counts(config: PretrainConfig) -> None:

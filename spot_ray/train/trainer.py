@@ -6,7 +6,7 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ from torch import nn
 from spot_ray.errors import ConfigError, SpotRayError
 from spot_ray.operators.batch import Batch
 from spot_ray.operators.stream import stream
+from spot_ray.schema.subset import Subset
 from spot_ray.session import num_cores, ray_session
 from spot_ray.storage import uri as uris
 from spot_ray.train.config import PretrainConfig
@@ -74,7 +75,7 @@ def pretrain(
     *,
     data: str,
     out: str,
-    sequences: Sequence[str] | None = None,
+    subset: Subset | None = None,
     init: str | None = None,
     resume: bool = False,
     num_workers: int = 1,
@@ -92,7 +93,7 @@ def pretrain(
         config: The run.
         data: The labelled dataset.
         out: The run's folder: checkpoints, `config.json`, `metrics.jsonl`, TensorBoard logs.
-        sequences: The sequences to train on, or None: all.
+        subset: The part of the dataset to train on, or None: all of it; when resuming, what the run began with.
         init: A checkpoint, or a run's folder, whose weights to begin with; or None.
         resume: Go on with the run that `out` holds, from its newest checkpoint.
         num_workers: Training workers; the global batch stays as the config says.
@@ -112,7 +113,7 @@ def pretrain(
     """
     if num_workers < 1:
         raise ConfigError(f"num_workers is {num_workers}", expected="at least 1")
-    run, report = prepare_run(config, data=data, out=out, sequences=sequences, init=init, resume=resume)
+    run, report = prepare_run(config, data=data, out=out, subset=subset, init=init, resume=resume)
     with ray_session(spare_cpus=num_workers) as started_here, contextlib.ExitStack() as stack:
         gpu = _choose_gpu(use_gpu, num_workers)
         _check_cpus(num_workers)
@@ -188,7 +189,7 @@ def _work(options: dict[str, Any]) -> dict[str, Any]:
             world_size=world_size,
             global_batch_size=run.config.train.global_batch_size,
             start_step=start_step,
-            sequences=run.record.sequences,
+            subset=run.record.subset,
             parts=run.record.parts,
         )
 

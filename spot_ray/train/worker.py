@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +10,7 @@ from torch import nn
 
 from spot_ray.operators.batch import Batch
 from spot_ray.operators.stream import iterate
+from spot_ray.schema.subset import Subset
 from spot_ray.train.checkpoint import checkpoint_uri, latest_checkpoint, resolve, resume_state, save_checkpoint
 from spot_ray.train.config import PretrainConfig
 from spot_ray.train.loop import RunState, build_learner, fit
@@ -130,7 +131,7 @@ def pretrain_here(
     *,
     data: str,
     out: str,
-    sequences: Sequence[str] | None = None,
+    subset: Subset | None = None,
     init: str | None = None,
     resume: bool = False,
     device: torch.device | str = "cpu",
@@ -144,7 +145,7 @@ def pretrain_here(
         config: The run.
         data: The labelled dataset.
         out: The run's folder.
-        sequences: The sequences to train on, or None: all.
+        subset: The part of the dataset to train on, or None: all of it; when resuming, what the run began with.
         init: A checkpoint to begin with, or None.
         resume: Go on with the run that `out` holds.
         device: The training device.
@@ -153,7 +154,7 @@ def pretrain_here(
     Raises:
         SpotRayError: See :func:`~spot_ray.train.run.prepare_run` and :func:`~spot_ray.train.loop.fit`.
     """
-    run, _ = prepare_run(config, data=data, out=out, sequences=sequences, init=init, resume=resume)
+    run, _ = prepare_run(config, data=data, out=out, subset=subset, init=init, resume=resume)
 
     def batches(epoch: int, start_step: int) -> Iterable[Batch]:
         return iterate(
@@ -164,7 +165,7 @@ def pretrain_here(
             epoch=epoch,
             global_batch_size=config.train.global_batch_size,
             start_step=start_step,
-            sequences=run.record.sequences,
+            subset=run.record.subset,
             parts=run.record.parts,
         )
 

@@ -12,6 +12,7 @@ from spot_ray.operators.plan import EpochPlan, plan_epoch, steps_by_epoch
 from spot_ray.schema.dataset import DatasetInfo
 from spot_ray.schema.manifest import SWEEP_MANIFEST
 from spot_ray.schema.sensors import LidarSpec
+from spot_ray.schema.subset import Subset
 from spot_ray.schema.taxonomy import PAPER_TAXONOMY
 from spot_ray.storage.dataset import Dataset, open_dataset
 
@@ -54,12 +55,25 @@ def test_copies_are_numbered(uri):
             assert list(copies.copy[copies.frame == frame]) == list(range((copies.frame == frame).sum()))
 
 
-def test_subset_of_sequences(uri):
-    assert sorted(plan(uri, sequences=["b"]).frame) == [7, 8, 9, 10]
-    with pytest.raises(DataError, match="no sequence 'c'"):
-        plan(uri, sequences=["c"])
-    with pytest.raises(DataError, match="no frame"):
-        plan(uri, sequences=[])
+def test_a_subset_alone_is_planned(uri):
+    assert sorted(plan(uri, subset=Subset("sequence", ("b",))).frame) == [7, 8, 9, 10]
+    assert sorted(plan(uri, subset=Subset("frame", ("a/004", "b/000", "b/003"))).frame) == [4, 7, 10]
+    three = Subset("frame", ("a/004", "b/000", "b/003"))
+    assert steps_by_epoch(open_dataset(uri), PLAIN, seed=0, epochs=2, global_batch_size=2, subset=three) == [2, 2]
+    with pytest.raises(DataError, match="lacks 1 of the subset's 2 sequences: 'c'"):
+        plan(uri, subset=Subset("sequence", ("b", "c")))
+
+
+def test_balancing_counts_the_frames_in_use_alone(uri):
+    # Cyclists are in frame 1 of both sequences, cars in every frame. Of a/001 and b/000 … b/003 two of five frames hold
+    # a cyclist: N = (5, 2), n = N / 7, s_cyclist = sqrt(0.5 / (2 / 7)) = 1.323; over the whole dataset it is 1.803.
+    subset = Subset("frame", ("a/001", "b/000", "b/001", "b/002", "b/003"))
+    uses = np.zeros(11)
+    for epoch in range(200):
+        uses += np.bincount(plan(uri, DataConfig(), epoch=epoch, subset=subset).frame, minlength=11)
+    np.testing.assert_array_equal(uses[[7, 9, 10]], 200)
+    np.testing.assert_allclose(uses[[1, 8]], 264.6, atol=27)  # four standard deviations of a binomial
+    np.testing.assert_array_equal(uses[[0, 2, 3, 4, 5, 6]], 0)
 
 
 def test_key_frames_are_planned_unless_all_are_asked_for(uri):
@@ -76,7 +90,11 @@ def test_key_frames_are_planned_unless_all_are_asked_for(uri):
     assert sorted(plan_epoch(some, PLAIN, seed=0, epoch=0, global_batch_size=2).frame) == [0, 5, 10]
     assert sorted(plan_epoch(some, every, seed=0, epoch=0, global_batch_size=2).frame) == list(range(11))
     assert steps_by_epoch(some, PLAIN, seed=0, epochs=2, global_batch_size=2) == [2, 2]
-    assert sorted(plan_epoch(some, PLAIN, seed=0, epoch=0, global_batch_size=2, sequences=["b"]).frame) == [10]
+    whole, named = Subset("sequence", ("b",)), Subset("frame", ("a/005", "b/001"))
+    assert sorted(plan_epoch(some, PLAIN, seed=0, epoch=0, global_batch_size=2, subset=whole).frame) == [10]
+    assert sorted(plan_epoch(some, every, seed=0, epoch=0, global_batch_size=2, subset=whole).frame) == [7, 8, 9, 10]
+    # Frames that are named are used, key frames or not.
+    assert sorted(plan_epoch(some, PLAIN, seed=0, epoch=0, global_batch_size=2, subset=named).frame) == [5, 8]
     with pytest.raises(DataError, match="none of the 11 frames is a key frame") as error:
         plan_epoch(marked(np.zeros(11, bool)), PLAIN, seed=0, epoch=0, global_batch_size=2)
     assert "data.frames=all" in error.value.remedy

@@ -13,6 +13,7 @@ from spot_ray.geometry.grid import VoxelGrid
 from spot_ray.operators.config import AugmentConfig, BalanceConfig, BeamConfig, DataConfig
 from spot_ray.operators.stream import iterate
 from spot_ray.schema.occupancy import OccupancyInfo
+from spot_ray.schema.subset import Subset
 from spot_ray.storage.dataset import open_dataset
 from spot_ray.storage.occupancy import OccupancyWriter, open_occupancy
 
@@ -92,14 +93,17 @@ def test_seed_and_epoch_change_the_samples(uri):
     assert all(not runs[i] & runs[j] for i, j in ((0, 1), (0, 2), (1, 2)))
 
 
-def test_subset_of_sequences(uri):
-    used = {name for batch in batches(uri, sequences=["b"]) for name in batch.frames}
-    assert used == {f"b/{i:03d}" for i in range(4)}
+def test_a_subset_alone_is_read(uri):
+    for subset, expected in (
+        (Subset("sequence", ("b",)), {f"b/{i:03d}" for i in range(4)}),
+        (Subset("frame", ("a/002", "b/003")), {"a/002", "b/003"}),
+    ):
+        assert {name for batch in batches(uri, subset=subset) for name in batch.frames} == expected
 
 
 def test_labels_are_cropped_to_the_recipes_grid(uri, grid):
     inner = VoxelGrid((-4.0, -4.0, -2.2), (0.4, 0.4, 0.4), (20, 20, 8))
-    (batch,) = batches(uri, AS_IT_IS, size=1, shuffle=False, sequences=["a"], grid=inner)[:1]
+    (batch,) = batches(uri, AS_IT_IS, size=1, shuffle=False, subset=Subset("sequence", ("a",)), grid=inner)[:1]
     sweep = open_dataset(uri)[0]
     voxel, inside = inner.voxel_of(sweep.xyz)
     np.testing.assert_array_equal(batch.occupancy_index, np.unique(inner.linear(voxel[inside])))
@@ -160,7 +164,7 @@ def test_frames_without_labels_are_counted(own_uri):
     labels = open_occupancy(own_uri, "default")
     with OccupancyWriter(own_uri, replace(labels.info, name="some")) as writer:
         writer.add_sequence("a", [labels.get("a", f"{i:03d}") for i in range(7)])
-    assert len(batches(own_uri, replace(CONFIG, labels="some"), sequences=["a"])) >= 2
+    assert len(batches(own_uri, replace(CONFIG, labels="some"), subset=Subset("sequence", ("a",)))) >= 2
     with pytest.raises(DataError, match="4 of 11 frames have no labels in the set 'some', the first is b/000"):
         batches(own_uri, replace(AS_IT_IS, labels="some"))
 

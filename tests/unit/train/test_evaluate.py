@@ -15,6 +15,7 @@ from spot_ray.errors import DataError
 from spot_ray.geometry.grid import VoxelGrid, pack_bits
 from spot_ray.schema.occupancy import Occupancy, OccupancyInfo
 from spot_ray.schema.sensors import LidarSpec
+from spot_ray.schema.subset import Subset
 from spot_ray.schema.sweep import Sweep
 from spot_ray.schema.taxonomy import Taxonomy
 from spot_ray.storage.dataset import DatasetWriter
@@ -101,7 +102,8 @@ def test_a_checkpoint_is_scored_on_the_observed_domain_against_the_truth(
     assert done == [(1, 2), (2, 2)]
     assert (report.step, report.truth, report.sequences) == (7, "exact", ("a", "b"))
     assert report.sweep is report.prior is report.sweep_true_classes is None
-    assert evaluate_checkpoint(checkpoint, data, sequences=("b",)).prediction.num_voxels == 3
+    assert evaluate_checkpoint(checkpoint, data, subset=Subset("sequence", ("b",))).prediction.num_voxels == 3
+    assert evaluate_checkpoint(checkpoint, data, subset=Subset("frame", ("a/0",))).sequences == ("a",)
     assert evaluate_checkpoint(checkpoint, data, max_frames=1).prediction.num_frames == 1
 
 
@@ -110,7 +112,7 @@ def test_baselines_are_fitted_on_the_training_data(tmp_path: Path, toy: ModuleTy
     label(train, toy, "default", {"t": [[2, 2, 0, 255], [2, 0, 0, 255]], "u": [[3, 3, 3, 3]]})
     data = write(tmp_path / "d", toy, {"a": [[0.5, 2.5]]}, classes=1)
     label(data, toy, "default", {"a": [[2, 2, 1, 0]]})
-    report = evaluate_checkpoint(checkpoint, data, train_data=train, train_sequences=("t",))
+    report = evaluate_checkpoint(checkpoint, data, train_data=train, train_subset=Subset("sequence", ("t",)))
     assert report.sweep is not None
     assert report.prior is not None
     assert report.sweep_true_classes is not None
@@ -149,7 +151,9 @@ def test_what_cannot_be_evaluated_says_why(tmp_path: Path, toy: ModuleType, chec
         evaluate_checkpoint(checkpoint, data)
     label(data, toy, "default", {"a": [[2, 2, 1, 0]]})
     with pytest.raises(DataError, match="no frame has labels 'default'"):
-        evaluate_checkpoint(checkpoint, data, sequences=("b",))
+        evaluate_checkpoint(checkpoint, data, subset=Subset("sequence", ("b",)))
+    with pytest.raises(DataError, match="1 of the subset's 2 frames have no labels 'default'"):
+        evaluate_checkpoint(checkpoint, data, subset=Subset("frame", ("a/0", "b/0")))
     label(data, toy, "shifted", {"a": [[2, 2, 1, 0]]}, VoxelGrid((0.5, -1.0, 0.0), (1.0, 1.0, 1.0), (6, 3, 1)))
     with pytest.raises(DataError, match="grid"):
         evaluate_checkpoint(checkpoint, data, truth="shifted")

@@ -8,11 +8,14 @@ import pytest
 
 from spot_ray.errors import CheckpointError, ConfigError, DataError
 from spot_ray.operators.config import BalanceConfig, DataConfig
+from spot_ray.operators.stream import iterate
+from spot_ray.schema.subset import Subset
 from spot_ray.storage import uri as uris
+from spot_ray.storage.remove import remove_sequence
 from spot_ray.train.checkpoint import latest_checkpoint, load_model
 from spot_ray.train.config import PretrainConfig
 from spot_ray.train.metrics import read_metrics
-from spot_ray.train.run import differing_fields, prepare_run
+from spot_ray.train.run import Run, differing_fields, prepare_run
 from spot_ray.train.worker import PretrainResult, pretrain_here
 
 PLAIN = DataConfig(balance=BalanceConfig(enabled=False))
@@ -110,8 +113,6 @@ def test_resuming_with_another_config_names_the_fields(
     )
     with pytest.raises(ConfigError, match=r"in loss\.lovasz_weight, train\.seed\n"):
         prepare_run(other, data=data, out=finished[0], resume=True)
-    with pytest.raises(ConfigError, match="the data differ"):
-        prepare_run(config, data=data, out=finished[0], resume=True, sequences=["log0"])
 
 
 def test_a_resumed_run_may_be_longer(
@@ -134,9 +135,70 @@ def test_logs_that_arrive_later_are_not_the_runs(
     fresh, _ = prepare_run(config, data=grown, out=str(tmp_path / "fresh"))
     assert fresh.record.steps_by_epoch == (5, 5)
     # As many frames in as many steps, but not these frames.
-    toy.write_dataset(str(tmp_path / "other"))
-    with pytest.raises(ConfigError, match="the data differ"):
+    toy.write_dataset(str(tmp_path / "other"), frames=(2, 3))
+    with pytest.raises(DataError, match="is not the dataset of the run: it lacks 1 of 1 manifest parts"):
         prepare_run(config, data=str(tmp_path / "other"), out=out, resume=True)
+
+
+def test_a_subset_stays_the_runs(config: PretrainConfig, data: str, toy: ModuleType, tmp_path: Path) -> None:
+    grown, out = str(tmp_path / "data"), str(tmp_path / "run")
+    shutil.copytree(data, grown)
+    subset = Subset("frame", ("log0/1", "log1/0", "log1/1"), "toy", 0.6, 0)
+    run, _ = prepare_run(config, data=grown, out=out, subset=subset)
+    assert run.record.steps_by_epoch == (2, 2)  # three frames in batches of two
+
+    def frames(run: Run) -> list[list[str]]:
+        record = run.record
+        batches = iterate(
+            record.data, config.data, seed=0, epoch=1, global_batch_size=2, subset=record.subset, parts=record.parts
+        )
+        return [list(batch.frames) for batch in batches]
+
+    before = frames(run)
+    assert {name for batch in before for name in batch} == set(subset.names)
+    # Another log comes before them all, so that every frame has another index.
+    toy.write_dataset(grown, names=("a new log",), frames=(4,))
+    for asked in (None, Subset("frame", tuple(reversed(subset.names)))):
+        again, _ = prepare_run(config, data=grown, out=out, resume=True, subset=asked)
+        assert again.record == run.record
+        assert frames(again) == before
+    with pytest.raises(ConfigError, match="did not begin with this subset, 1 sequence") as caught:
+        prepare_run(config, data=grown, out=out, resume=True, subset=Subset("sequence", ("log0",)))
+    assert caught.value.expected == "its own, 3 frames (60 % by seed 0), or no --subset"
+
+
+def test_a_run_of_the_whole_dataset_is_not_resumed_on_a_subset(
+    finished: tuple[str, PretrainResult], config: PretrainConfig, data: str
+) -> None:
+    with pytest.raises(ConfigError, match="did not begin with this subset") as caught:
+        prepare_run(config, data=data, out=finished[0], resume=True, subset=Subset("sequence", ("log0",)))
+    assert "it began with the whole dataset" in caught.value.expected
+
+
+@pytest.mark.parametrize("subset", [None, Subset("sequence", ("log0",))])
+def test_a_removed_sequence_ends_the_runs_that_began_with_it(
+    config: PretrainConfig, toy: ModuleType, tmp_path: Path, subset: Subset | None
+) -> None:
+    data, out = str(tmp_path / "data"), str(tmp_path / "run")
+    # Five frames or six, there are three steps: the steps would not show it.
+    toy.write_dataset(data, names=("log0", "log1", "single"), frames=(3, 2, 1))
+    prepare_run(config, data=data, out=out, subset=subset)
+    remove_sequence(data, "single")
+    with pytest.raises(DataError, match=r"sequences were removed .*: 5 of its 6 frames are left") as caught:
+        prepare_run(config, data=data, out=out, resume=True)
+    assert f"--init {out}" in caught.value.remedy
+
+
+def test_the_record_of_another_version_is_refused(
+    finished: tuple[str, PretrainResult], config: PretrainConfig, data: str, tmp_path: Path
+) -> None:
+    out = copy_until(finished[0], tmp_path / "run", 2)
+    record = json.loads((tmp_path / "run/run.json").read_text())
+    del record["subset"], record["num_frames"]
+    (tmp_path / "run/run.json").write_text(json.dumps(record | {"sequences": None}))
+    with pytest.raises(ConfigError, match="cannot be resumed from its record: 'num_frames' is missing") as caught:
+        prepare_run(config, data=data, out=out, resume=True)
+    assert "start a new run" in caught.value.remedy
 
 
 def test_a_run_that_fell_before_its_first_checkpoint_keeps_its_init(
@@ -189,7 +251,7 @@ def test_data_that_cannot_be_used_leave_nothing_behind(config: PretrainConfig, d
             out=out,
         )
     with pytest.raises(DataError):
-        prepare_run(config, data=data, out=out, sequences=["nowhere"])
+        prepare_run(config, data=data, out=out, subset=Subset("sequence", ("nowhere",)))
     never_recorded = dataclasses.replace(config.data, features=("x", "y", "z", "elongation"))
     with pytest.raises(DataError, match="the sweep has no 'elongation'"):
         prepare_run(dataclasses.replace(config, data=never_recorded), data=data, out=out)
