@@ -16,6 +16,8 @@ from spot_ray.errors import InstallError, SpotRayError
 _EXAMPLES = {
     "synthesize": "spot-ray synthesize --out data/city --preset waymo --sequences 4 --frames 20 --seed 0",
     "convert": "spot-ray convert nuscenes --source /data/nuscenes --version v1.0-mini --out data/nuscenes",
+    "subset": "spot-ray subset --data data/nuscenes --unit sequence --fraction 0.05 --seed 0 --out 5-percent.json",
+    "remove": "spot-ray remove --data data/nuscenes --sequence scene-0061",
     "label": "spot-ray label --data data/nuscenes",
     "inspect": "spot-ray inspect data/nuscenes",
     "pretrain": "spot-ray pretrain spot-tiny --data data/city --out runs/first --train.epochs 3",
@@ -90,17 +92,35 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--lossless", action="store_true", help="store coordinates as float32, at twice the size")
     sub.add_argument("--workers", type=_count, help="sequences converted at once (default: one a core)")
 
+    sub = verb("subset", commands.subset, "Draw a part of a dataset, the same one for the same seed, for later verbs.")
+    sub.add_argument("--data", required=True, metavar="URI", help="the dataset")
+    sub.add_argument("--unit", required=True, choices=["sequence", "frame"], help="draw whole sequences, or key frames")
+    sub.add_argument(
+        "--fraction",
+        required=True,
+        type=float,
+        help="how much of them, over 0, 1 at most; less lies within more of the same seed",
+    )
+    sub.add_argument("--seed", type=int, default=0, help="another seed is another draw (default 0)")
+    sub.add_argument("--split", metavar="NAME", help="draw from this official split only, e.g. train")
+    sub.add_argument("--out", required=True, metavar="FILE", help="the file to write, for --subset")
+
+    sub = verb("remove", commands.remove, "Take a sequence out of a dataset for good: its files, its labels, its rows.")
+    sub.add_argument("--data", required=True, metavar="URI", help="the dataset")
+    sub.add_argument("--sequence", required=True, metavar="ID", help="the sequence")
+
     sub = verb("label", commands.label, "Make occupancy labels: aggregate, propagate labels, voxelise, cast rays.")
     sub.add_argument("--data", required=True, metavar="URI", help="the dataset")
     sub.add_argument("--name", default="default", help="name of the label set (default: default)")
     sub.add_argument("--recipe", metavar="RECIPE", help="take the grid of this recipe (default: 0.4 m, ±75.2 m)")
     sub.add_argument("--workers", type=_count, help="sequences labelled at once (default: one a core)")
     sub.add_argument("--overwrite", action="store_true", help="replace the label set of this name")
+    sub.add_argument("--subset", metavar="FILE", help="only the sequences of this subset; the rest can follow later")
 
     sub = verb("inspect", commands.inspect, "Tell what a dataset holds, and what looks wrong in it.")
     sub.add_argument("data", metavar="URI", help="the dataset")
     sub.add_argument(
-        "--frames", type=int, default=24, metavar="N", help="frames whose points are checked; 0: none (default: 24)"
+        "--frames", type=_whole, default=24, metavar="N", help="frames whose points are checked; 0: none (default: 24)"
     )
     sub.add_argument("--json", action="store_true", help="print JSON")
 
@@ -112,6 +132,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--data", metavar="URI", help="the labelled dataset")
     sub.add_argument("--out", metavar="URI", help="the run: checkpoints, config.json, metrics, TensorBoard logs")
+    sub.add_argument("--subset", metavar="FILE", help="train on this part of the dataset alone")
     sub.add_argument("--init", metavar="CKPT", help="start from the weights of this checkpoint")
     sub.add_argument("--resume", action="store_true", help="go on with the run in --out")
     sub.add_argument("--workers", type=_count, default=1, help="training workers (default 1)")
@@ -126,7 +147,9 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--data", required=True, metavar="URI", help="the labelled dataset")
     sub.add_argument("--labels", default="default", help="label set that says what was observed (default: default)")
     sub.add_argument("--truth", metavar="NAME", help="label set that holds the truth (default: --labels)")
+    sub.add_argument("--subset", metavar="FILE", help="evaluate on this part of the dataset alone")
     sub.add_argument("--baselines", metavar="URI", help="also score the baselines, fitted on this training dataset")
+    sub.add_argument("--baselines-subset", metavar="FILE", help="the part of that to fit on")
     sub.add_argument("--json", metavar="FILE", help="write the figures there")
 
     sub = verb("view", commands.view, "Draw a frame from above: sweep, predicted occupancy and label, in one PNG.")
@@ -182,6 +205,12 @@ def _count(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
     return value
+
+
+def _whole(text: str) -> int:
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
+    return int(text)
 
 
 def _complain(text: str) -> None:

@@ -10,6 +10,7 @@ from spot_ray.errors import ConfigError, InstallError
 
 if TYPE_CHECKING:
     from spot_ray.geometry.grid import VoxelGrid
+    from spot_ray.schema.subset import Subset
     from spot_ray.train.config import PretrainConfig
 
 
@@ -71,6 +72,31 @@ def _source_options(texts: list[str]) -> dict[str, str]:
     return dict(text.split("=", 1) for text in texts)
 
 
+def subset(options: argparse.Namespace, _: list[str]) -> None:
+    """Draw a part of a dataset."""
+    from spot_ray.storage import uri as uris
+    from spot_ray.storage.dataset import open_dataset
+    from spot_ray.storage.subset import draw_subset, write_subset
+
+    uris.check_writable(options.out)
+    dataset = open_dataset(options.data)
+    drawn = draw_subset(dataset, unit=options.unit, fraction=options.fraction, seed=options.seed, split=options.split)
+    write_subset(options.out, drawn)
+    say(f"wrote {drawn} to {options.out}")
+
+
+def remove(options: argparse.Namespace, _: list[str]) -> None:
+    """Take a sequence out of a dataset."""
+    from spot_ray.storage.remove import remove_sequence
+
+    report = remove_sequence(options.data, options.sequence)
+    labels = f", and its labels {', '.join(report.label_sets)}" if report.label_sets else ""
+    say(
+        f"removed {options.sequence}: {report.num_frames} frames{labels} ({report.num_files} files); "
+        "no conversion brings it back"
+    )
+
+
 def label(options: argparse.Namespace, _: list[str]) -> None:
     """Make occupancy labels."""
     from spot_ray.occupancy.config import LabelConfig
@@ -82,6 +108,7 @@ def label(options: argparse.Namespace, _: list[str]) -> None:
         config=LabelConfig(grid=_grid(options.recipe)),
         num_workers=options.workers,
         overwrite=options.overwrite,
+        subset=_read_subset(options.subset),
     )
     say(str(report))
 
@@ -121,6 +148,7 @@ def pretrain(options: argparse.Namespace, rest: list[str]) -> None:
         config,
         data=options.data,
         out=options.out,
+        subset=_read_subset(options.subset),
         init=options.init,
         resume=options.resume,
         num_workers=options.workers,
@@ -145,6 +173,8 @@ def evaluate(options: argparse.Namespace, _: list[str]) -> None:
     from spot_ray.storage import uri as uris
     from spot_ray.train.evaluate import evaluate_checkpoint, render
 
+    if options.baselines_subset and not options.baselines:
+        raise ConfigError("--baselines-subset is without --baselines", expected="the dataset that it is a part of")
     if options.json:
         uris.check_writable(options.json)
     report = evaluate_checkpoint(
@@ -152,7 +182,9 @@ def evaluate(options: argparse.Namespace, _: list[str]) -> None:
         options.data,
         labels=options.labels,
         truth=options.truth,
+        subset=_read_subset(options.subset),
         train_data=options.baselines,
+        train_subset=_read_subset(options.baselines_subset),
     )
     if options.json:
         from spot_ray.config.load import to_json
@@ -191,6 +223,12 @@ def demo(options: argparse.Namespace, _: list[str]) -> None:
     from spot_ray.demo import run_demo
 
     run_demo(options.out, until_picture=options.until == "picture", started=options.started)
+
+
+def _read_subset(file: str | None) -> Subset | None:
+    from spot_ray.storage.subset import read_subset
+
+    return None if file is None else read_subset(file)
 
 
 def _grid(recipe: str | None) -> VoxelGrid:

@@ -59,7 +59,7 @@ def from_json(cls: type[T], text: str | bytes, *, where: str) -> T:
                 f"unknown key {place!r}", where=where, remedy=suggestion(name, _keys_beside(cls, first["loc"]))
             ) from None
         if first["type"] == "missing":
-            raise ConfigError(f"{place!r} is missing", where=where, expected="a value of it") from None
+            raise ConfigError(f"{place!r} is missing", where=where, expected="a value") from None
         expected = first["msg"]
         raise ConfigError(
             f"{place!r} is not valid: got {_shorten(first.get('input'))}", where=where, expected=expected

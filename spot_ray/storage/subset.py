@@ -91,7 +91,7 @@ def frames_of(dataset: Dataset, subset: Subset | None) -> npt.NDArray[np.int64]:
     if subset.unit == "sequence":
         known = dataset.manifest.column("sequence_id")
     else:
-        known = pc.binary_join_element_wise(*dataset.manifest.select(["sequence_id", "frame_id"]), "/")
+        known = pc.binary_join_element_wise(dataset.manifest["sequence_id"], dataset.manifest["frame_id"], "/")
     missing = wanted.filter(pc.invert(pc.is_in(wanted, value_set=known)))
     if len(missing):
         raise DataError(

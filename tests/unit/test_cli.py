@@ -11,7 +11,9 @@ import pytest
 
 from spot_ray.cli import main
 
-VERBS = ("synthesize", "convert", "label", "inspect", "pretrain", "evaluate", "view", "doctor", "demo")
+VERBS = (
+    "synthesize", "convert", "subset", "remove", "label", "inspect", "pretrain", "evaluate", "view", "doctor", "demo",
+)  # fmt: skip
 HEAVY = ("torch", "ray", "spconv", "numba", "matplotlib", "pyarrow")
 
 
@@ -61,6 +63,15 @@ def test_writing_a_log_needs_neither_torch_nor_ray() -> None:
         (["convert", "nowhere_at_all.source:open", "--source", "{here}", "--out", "{here}/x"], "nowhere_at_all"),
         (["evaluate", "--checkpoint", "x", "--data", "x", "--json", f"{__file__}/x.json"], "cannot make the folder"),
         (["view", "--data", "x", "--frame", "a/b", "--out", f"{__file__}/x.png"], "cannot make the folder"),
+        (["subset", "--data", "{here}", "--unit", "frame", "--fraction", "1", "--out", "{here}/x"], "no dataset.json"),
+        (
+            ["subset", "--data", "x", "--unit", "frame", "--fraction", "1", "--out", f"{__file__}/x"],
+            "cannot make the folder",
+        ),
+        (["remove", "--data", "{here}", "--sequence", "a"], "has no dataset.json"),
+        (["label", "--data", "x", "--subset", "{here}/none.json"], "{here}/none.json"),
+        (["pretrain", "spot-tiny", "--data", "x", "--out", "{here}/run", "--subset", __file__], "is not valid JSON"),
+        (["evaluate", "--checkpoint", "x", "--data", "x", "--baselines-subset", "x"], "without --baselines"),
         (["view", "--data", "{here}", "--frame", "a/b", "--out", "{here}/x.png"], "has no dataset.json"),
     ],
 )
@@ -82,6 +93,7 @@ def test_a_mistake_is_told_in_one_message_with_status_2(
         ["label"],
         ["labels", "--data", "x"],
         ["inspect", "x", "--jsn"],
+        ["subset", "--data", "x", "--unit", "scene", "--fraction", "1", "--out", "x"],
         ["pretrain", "spot-tiny", "--train.epoch", "3"],
         ["pretrain", "spot-tiny", "--optimiser.lr", "-1"],
     ],
