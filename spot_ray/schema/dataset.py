@@ -51,7 +51,9 @@ class DatasetInfo:
         taxonomy: Its classes.
         extra: Point columns of its own, by name.
         compression: Parquet codec of the shards.
-        lossless: Whether coordinates are stored as float32 and not quantised to 5 mm.
+        lossless: Whether every bit of float32 is kept. Else coordinates are rounded to steps of 1/256 m (error
+            ≤ 1.96 mm), and intensity and elongation to 8 significant bits (relative error ≤ 0.4 %) where a frame's are
+            not whole numbers, hundredths or 255ths. Columns of one's own are always exact.
         licence: Licence of the data.
         provenance: Where the data came from.
         sequences_a_shard: How many sequences share a file: more than one where a sequence is a frame or a few.

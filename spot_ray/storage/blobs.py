@@ -1,16 +1,16 @@
 """Point columns as binary blobs and back: what one Parquet value of a frame holds.
 
-Lists would pay Parquet's level decoding, some 5 ms a frame. A blob of schema version 2 is a head of four bytes and then
+Lists would pay Parquet's level decoding, 2 to 3 ms a frame of Waymo. A blob of schema version 2 is a head of four bytes and then
 byte planes: the lowest byte of every number, then the next one. General-purpose codecs pack planes better and unpack
 them faster than interleaved numbers, and a plane that is nearly all zeros costs next to nothing, so that a frame that
-reaches 219 m, beyond what 16 bits hold in steps of 5 mm, is not larger for it.
+reaches 219 m, beyond what 16 bits hold, is not larger for it.
 
 Coordinates: the head is (bytes a number, bytes a lane id, 0, 0); then come the lane ids' planes, then the coordinates'
-planes, each of x, then y, then z. The numbers are steps of 5 mm (error ≤ 2.5 mm and float32's own rounding; nothing is
-clipped), as differences between neighbours along the lanes, zigzag-coded (0, −1, 1, −2 … become 0, 1, 2, 3 …). A lane
-is a beam: sources list points in the order of firing, where the beams take turns and neighbours are metres apart.
-Without lane ids all points are one lane. The order of the points is kept: decoding undoes the sorting by lane. In
-lossless datasets, and in frames that reach beyond 2²⁴ steps (84 km), the numbers are the bits of float32 instead.
+planes, each of x, then y, then z. The numbers are steps of 1/256 m (error ≤ 1.96 mm; nothing is clipped), as
+differences between neighbours along the lanes, zigzag-coded (0, −1, 1, −2 … become 0, 1, 2, 3 …). A lane is a beam:
+many sources list points in the order of firing, where the beams take turns and neighbours are metres apart. Without
+lane ids all points are one lane. The order of the points is kept: decoding undoes the sorting by lane. In lossless
+datasets, and in frames that reach beyond 2²⁴ steps (65 km), the numbers are the bits of float32 instead.
 
 Other columns: the head is (kind, bytes a number, numbers a unit as uint16). Kind `u`: unsigned numbers; `i`: signed;
 `f`: the highest bytes of IEEE floats, whose other bytes are zero. Floats are stored exactly where all of a frame are
@@ -33,8 +33,8 @@ from spot_ray.errors import DataError
 
 Beam = Callable[[slice], npt.NDArray[np.uint16]]
 
-STEPS_A_METRE = 200
-"""Coordinates are stored in steps of 5 mm. Dividing by whole numbers rounds once; multiplying by 0.005 would twice."""
+STEP_M = 1 / 256
+"""Coordinates are stored in steps of 3.9 mm. A power of two: float32 holds every multiple, so reading adds no error."""
 
 _MOST_STEPS = 2**24
 """Whole numbers up to here are exact in float32."""
@@ -61,12 +61,12 @@ def encode_xyz(xyz: npt.NDArray[np.float32], beam: Beam | None, *, lossless: boo
         beam: Returns the uint16 beams of a slice of the points, or None; they become lanes if that pays.
         lossless: Whether to keep every bit.
     """
-    if not lossless and float(np.abs(xyz).max()) * STEPS_A_METRE < _MOST_STEPS:
+    if not lossless and float(np.abs(xyz).max()) < _MOST_STEPS * STEP_M:
         steps = np.empty((3, len(xyz)), dtype=np.int32)
         for k in range(3):
-            scaled = np.multiply(xyz[:, k], STEPS_A_METRE, dtype=np.float64)
+            scaled = np.divide(xyz[:, k], STEP_M, dtype=np.float64)
             steps[k] = np.rint(scaled, out=scaled)
-        return 1 / STEPS_A_METRE, _encode_steps(steps, beam)
+        return STEP_M, _encode_steps(steps, beam)
     bits = np.ascontiguousarray(xyz.T).view(np.uint32)
     return 0.0, _XYZ_HEAD.pack(4, 0) + _planes(bits, 4).tobytes()
 
@@ -98,7 +98,7 @@ def decode_xyz(scalar: pa.Scalar, scale: float, count: int, where: str) -> npt.N
         part = xyz[start : start + _BLOCK]
         steps = _running_sum(planes[:, :, start : start + _BLOCK], last)
         part.T[...] = steps
-        part /= np.float32(round(1 / scale))
+        part *= np.float32(scale)
         last = steps[:, -1]
     if not lane_width:
         return xyz
@@ -155,12 +155,15 @@ def decode_column(scalar: pa.Scalar, dtype: npt.DTypeLike, count: int, where: st
         bits = _join(planes, target.itemsize)
         bits <<= 8 * (target.itemsize - width)
         return bits.view(f"f{target.itemsize}").astype(target, copy=False)
-    if kind == b"u" or (kind == b"i" and target.kind == "i"):
+    if width in (1, 2, 4, 8) and (kind == b"u" or (kind == b"i" and target.kind == "i")):
         numbers = _join(planes, width)
         values = numbers.view(f"{kind.decode()}{width}").astype(target, copy=False)
         return values if unit == 1 else np.divide(values, target.type(unit), out=values)
     raise DataError(
-        f"{column} holds numbers of kind {kind!r}", where=where, expected=f"{target}", remedy="write the shard again"
+        f"{column} holds numbers of {width} bytes of kind {kind!r}",
+        where=where,
+        expected=f"{target}",
+        remedy="write the shard again",
     )
 
 

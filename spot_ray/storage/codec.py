@@ -1,7 +1,7 @@
 """Sweeps and occupancies to Parquet rows and back.
 
 A row is a frame. Its point columns are one binary value each, see :mod:`spot_ray.storage.blobs`: coordinates in steps
-of `xyz_scale_m` (error ≤ 2.5 mm, nothing clipped) or as float32 where that is 0, intensity and elongation with a
+of `xyz_scale_m` (error ≤ 1.96 mm, nothing clipped) or as float32 where that is 0, intensity and elongation with a
 relative error ≤ 0.4 % unless a frame's are whole numbers, hundredths or 255ths, everything else exactly. Lossless
 datasets keep every bit.
 """

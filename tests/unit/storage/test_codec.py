@@ -52,7 +52,7 @@ def through(sweep: Sweep, info: DatasetInfo, **replaced: bytes) -> Sweep:
 
 
 def lane_bytes(sweep: Sweep, info: DatasetInfo = INFO) -> int:
-    assert np.abs(through(sweep, info).xyz - sweep.xyz).max() <= 0.0025 + 1e-5
+    assert np.abs(through(sweep, info).xyz - sweep.xyz).max() <= 1 / 512
     lanes: int = encode_sweep(sweep, info)["xyz"][1]
     return lanes
 

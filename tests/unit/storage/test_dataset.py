@@ -286,7 +286,7 @@ def test_long_sequences_go_on_in_a_second_file(tmp_path: Path, monkeypatch: pyte
 
 
 def test_coordinates_beyond_the_steps_stay_what_they_are(tmp_path: Path) -> None:
-    # 2^31 steps of 5 mm are 10 737 km: coordinates of the world frame in the place of the ego's.
+    # Beyond 65 km steps are no better than float32: coordinates of the world frame in the place of the ego's.
     far = np.array([[1e8, -2e7, 0.0], [163.8, -163.8, 0.004]], np.float32)
     with writer(tmp_path / "data") as w:
         w.add(make_sweep(0, xyz=far[:1], num_points=1))
