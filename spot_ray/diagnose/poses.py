@@ -11,6 +11,7 @@ from scipy.spatial import cKDTree
 from spot_ray.diagnose.finding import Finding, Severity
 from spot_ray.diagnose.listing import frame_name
 from spot_ray.geometry import se3
+from spot_ray.geometry.boxes import points_in_boxes
 from spot_ray.schema.sweep import Sweep
 from spot_ray.storage.dataset import Dataset
 
@@ -138,8 +139,10 @@ def _scores(first: Sweep, second: Sweep, ego_SE3_lidar: npt.NDArray[np.float64])
 
 
 def _standing(sweep: Sweep) -> npt.NDArray[np.float64]:
-    """Return the points that stand over the ground near the vehicle."""
+    """Return the points that stand over the ground near the vehicle; boxed things may move and do not count."""
     xyz = sweep.xyz.astype(np.float64)
+    if sweep.boxes is not None:
+        xyz = xyz[points_in_boxes(sweep.xyz, sweep.boxes.boxes, margin_m=0.2) < 0]
     ground = np.percentile(xyz[:, 2], 10)
     distance = np.hypot(xyz[:, 0], xyz[:, 1])
     return xyz[(xyz[:, 2] > ground + _LOWEST_M) & (distance < _REACH_M) & (distance > 2.5)]

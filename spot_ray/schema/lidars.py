@@ -87,7 +87,8 @@ _HDL_64E_DEG = (
 )
 # Velodyne HDL-32E manual: 1.33 degrees apart.
 _HDL_32E_DEG = tuple(round(-30.67 + i * (10.67 + 30.67) / 31, 3) for i in range(32))
-# Hesai Pandar40P manual; the inclinations of the points of ONCE lie at these angles.
+# Hesai Pandar40P manual; the inclinations of the points of ONCE lie at these angles. The height over the ground is that
+# of the road in its sweeps.
 _ONCE_40_DEG = (
     *(15.0, 11.0, 8.0, 5.0, 3.0),
     *(round(2.0 - i / 3, 3) for i in range(25)),
@@ -143,7 +144,7 @@ ONCE_40 = LidarSpec(
     num_beams=40,
     vfov_deg=(-25.0, 15.0),
     inclinations_deg=_ONCE_40_DEG,
-    ego_SE3_lidar=nominal_mount(1.9),
+    ego_SE3_lidar=nominal_mount(1.77),
     columns=1800,
     rate_hz=10.0,
     intensity_max=255.0,

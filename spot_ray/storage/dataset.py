@@ -82,6 +82,25 @@ class DatasetWriter:
         self._stems: list[str] = []
         self._rows: list[pa.Table] = []
 
+    @classmethod
+    def of(cls, uri: str, info: DatasetInfo) -> DatasetWriter:
+        """Return a writer of a dataset that is described already, e.g. by :func:`~spot_ray.load_description`.
+
+        Raises:
+            DataError: If the folder holds something else, or a dataset with another rig, taxonomy or columns.
+        """
+        return cls(
+            uri,
+            name=info.name,
+            rig=info.rig,
+            taxonomy=info.taxonomy,
+            extra=info.extra,
+            licence=info.licence,
+            provenance=info.provenance,
+            compression=info.compression,
+            lossless=info.lossless,
+        )
+
     def add(self, sweep: Sweep) -> None:
         """Append a sweep.
 

@@ -11,8 +11,8 @@ from spot_ray.schema.dataset import SCHEMA_VERSION, DatasetInfo
 from spot_ray.storage import uri as uris
 
 FILE = "dataset.json"
-_MAY_DIFFER = frozenset({"provenance", "licence"})
-"""What a second delivery of the same data may say otherwise; the first one's stays."""
+_MAY_DIFFER = frozenset({"provenance", "licence", "sequences_a_shard"})
+"""What a second delivery of the same data may have otherwise; `dataset.json` tells of the first."""
 _CALIBRATION = frozenset({"inclinations_deg", "ego_SE3_lidar", "vfov_deg"})
 _MOUNT_M = 0.5
 _INCLINATION_DEG = 0.5

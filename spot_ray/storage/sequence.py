@@ -16,8 +16,9 @@ from spot_ray.storage import uri as uris
 from spot_ray.storage.codec import encode_sweep, sweep_schema
 from spot_ray.storage.shards import ShardWriter, shard_name, stem_of
 
-FRAMES_A_PART = 1000
-"""Frames in a file; longer sequences go on in a next one, so that writing needs bounded memory."""
+FRAMES_A_PART = 250
+"""Frames in a file; longer sequences go on in a next one. So writing needs bounded memory, and whoever reads one frame
+does not wait for the footer of an hour."""
 
 Row = dict[str, Any]
 

@@ -55,5 +55,5 @@ def test_hdl_32e_steps_and_hdl_64e_blocks() -> None:
 
 
 def test_mounting_heights() -> None:
-    assert [s.height_m for s in (WAYMO_TOP, HDL_64E, HDL_32E, ONCE_40)] == [2.18, 1.73, 1.84, 1.9]
+    assert [s.height_m for s in (WAYMO_TOP, HDL_64E, HDL_32E, ONCE_40)] == [2.18, 1.73, 1.84, 1.77]
     assert WAYMO_TOP.pose[0, 3] == 1.43
