@@ -19,7 +19,6 @@ import importlib.util
 import json
 import multiprocessing
 import platform
-import resource
 import shutil
 import statistics
 import sys
@@ -121,10 +120,16 @@ def convert_once(name: str, source: str, folder: str) -> dict[str, float]:
     return {
         "num_frames": report.num_frames,
         "frames_per_s_core": report.num_frames / seconds,
-        "peak_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "peak_gb": peak_kb() / 2**20,
         "bytes_per_frame": num_bytes / report.num_frames,
         "points_per_frame": report.num_points / report.num_frames,
     }
+
+
+def peak_kb() -> int:
+    """Return the most memory that this process held; getrusage would count what its parent held when it began, too."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
 
 
 def extrapolate(figures: dict[str, Any]) -> dict[str, float]:

@@ -42,7 +42,7 @@ class DatasetWriter:
         licence: Licence of the data.
         provenance: Where the data came from.
         compression: Parquet codec.
-        lossless: Store coordinates as float32 instead of in steps of 5 mm.
+        lossless: Keep every bit of float32; else coordinates are rounded to steps of 1/256 m, see `DatasetInfo`.
 
     Raises:
         DataError: If the folder holds something else, or a dataset with another rig, taxonomy or columns.

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from spot_ray.errors import DataError
@@ -137,8 +138,8 @@ class SequenceWriter:
             )
         if sweep.lidar_id is not None:
             known = [lidar.lidar_id for lidar in self._info.rig]
-            unknown = sorted(set(sweep.lidar_id.tolist()) - set(known))
-            if unknown:
+            unknown = np.setdiff1d(np.flatnonzero(np.bincount(sweep.lidar_id)), known)
+            if len(unknown):
                 raise DataError(
                     f"lidar_id {unknown[0]} is not in the rig", where=sweep.name, expected=f"one of {known}"
                 )

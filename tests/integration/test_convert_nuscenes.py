@@ -172,7 +172,7 @@ def test_boxes_hold_their_points(real: Dataset) -> None:
         difference.append(np.abs(counts - sweep.boxes.num_lidar_points[of_vehicle]))
     assert vehicles > 3000
     assert inside / vehicles > 0.97
-    # The annotation's own count of points in each box; the 2.5 mm of our coordinates move a few across a face.
+    # The annotation's own count of points in each box; the 2 mm of our coordinates move a few across a face.
     assert np.concatenate(difference).mean() < 1.0
 
 

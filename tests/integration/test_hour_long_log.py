@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import spot_ray
+from spot_ray.storage.sequence import FRAMES_A_PART
 
 FRAMES = 36_000
 EARLY = 6_000
@@ -51,7 +52,7 @@ def test_an_hour_is_written_as_parts_in_bounded_memory(tmp_path: Path) -> None:
     assert measured["growth_mb"] < 60, measured
 
     parts = sorted((tmp_path / "hour" / "shards").iterdir())
-    assert len(parts) == FRAMES // 1000
+    assert len(parts) == FRAMES // FRAMES_A_PART
     dataset = spot_ray.open_dataset(uri)
     assert len(dataset) == FRAMES
     assert dataset.frames_of("hour") == range(FRAMES)
