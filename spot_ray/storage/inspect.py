@@ -12,7 +12,9 @@ import pyarrow as pa
 from spot_ray.errors import DataError
 from spot_ray.storage import uri as uris
 from spot_ray.storage.dataset import Dataset
+from spot_ray.storage.manifest import read_notes
 from spot_ray.storage.occupancy import list_label_sets, open_occupancy
+from spot_ray.storage.removed import removed_sequences
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,10 @@ class Summary:
         bytes_a_frame: Size of the shards over the number of frames.
         num_frames_with_point_labels: Frames whose points carry classes.
         num_frames_with_boxes: Frames that are annotated with boxes, even if nothing is there.
+        num_keyframes: Frames that the source counts as key frames.
+        sequences_of_split: Number of sequences by official split, where the source names any.
+        num_set_aside: Frames (or rests of sequences) that the conversion left out because they are broken.
+        removed: Sequences that were taken out.
         sensors: The rig.
         classes: The classes in the order of their ids.
         label_sets: The sets of occupancy labels.
@@ -100,6 +106,10 @@ class Summary:
     bytes_a_frame: float
     num_frames_with_point_labels: int
     num_frames_with_boxes: int
+    num_keyframes: int
+    sequences_of_split: dict[str, int]
+    num_set_aside: int
+    removed: tuple[str, ...]
     sensors: tuple[SensorSummary, ...]
     classes: tuple[ClassSummary, ...]
     label_sets: tuple[LabelSetSummary, ...]
@@ -123,6 +133,7 @@ def summarize(dataset: Dataset) -> Summary:
     frames = [dataset.frames_of(sequence_id) for sequence_id in dataset.sequences]
     sizes = uris.file_sizes(uris.join(dataset.uri, "shards"))
     shards = {shard.removeprefix("shards/") for shard in rows.column("shard").unique().to_pylist()}
+    notes = read_notes(uris.join(dataset.uri, "manifest"), dataset.parts)
     num_with_points, labelled = _frames_a_class(dataset, rows.column("class_point_counts"))
     num_with_boxes, annotated = _frames_a_class(dataset, rows.column("class_box_counts"))
     return Summary(
@@ -137,6 +148,10 @@ def summarize(dataset: Dataset) -> Summary:
         bytes_a_frame=sum(sizes.get(shard, 0) for shard in shards) / len(dataset),
         num_frames_with_point_labels=labelled,
         num_frames_with_boxes=annotated,
+        num_keyframes=int(rows.column("keyframe").to_numpy().sum()),
+        sequences_of_split=_splits(rows),
+        num_set_aside=sum(len(note.set_aside) for note in notes.values()),
+        removed=tuple(sorted(removed_sequences(dataset.uri))),
         sensors=tuple(
             SensorSummary(
                 name=lidar.name,
@@ -169,7 +184,7 @@ def render(summary: Summary) -> str:
     facts = [
         ("dataset", f"{summary.name}  ({summary.uri})"),
         ("sequences", f"{summary.num_sequences:,}"),
-        ("frames", f"{summary.num_frames:,}, {summary.duration_s:,.1f} s"),
+        ("frames", f"{summary.num_frames:,}, {summary.duration_s:,.1f} s{_told_beside(summary)}"),
         ("points a frame", f"{low:,} to {high:,}, median {median:,.0f}"),
         ("bytes a frame", f"{summary.bytes_a_frame:,.0f}"),
         (
@@ -198,6 +213,26 @@ def render(summary: Summary) -> str:
     Console(file=out, width=120, color_system=None).print(table)
     lines = [f"{name:<15} {value}" for name, value in facts]
     return "\n".join([*lines, "", *(line.rstrip() for line in out.getvalue().strip("\n").splitlines())]) + "\n"
+
+
+def _told_beside(summary: Summary) -> str:
+    """Return what is not so in most datasets: frames between key frames, splits, what was left or taken out."""
+    parts = []
+    if summary.num_keyframes < summary.num_frames:
+        parts.append(f"{summary.num_keyframes:,} of them key frames")
+    if summary.sequences_of_split:
+        parts.append("sequences of " + ", ".join(f"{k} {v:,}" for k, v in summary.sequences_of_split.items()))
+    if summary.num_set_aside:
+        parts.append(f"{summary.num_set_aside:,} set aside as broken")
+    if summary.removed:
+        parts.append(f"{len(summary.removed):,} sequences taken out")
+    return "".join(f"; {part}" for part in parts)
+
+
+def _splits(rows: pa.Table) -> dict[str, int]:
+    pairs = rows.select(["split", "sequence_id"]).group_by(["split", "sequence_id"]).aggregate([])
+    names = [name for name in pairs.column("split").to_pylist() if name is not None]
+    return {name: names.count(name) for name in sorted(set(names))}
 
 
 def _frames_a_class(dataset: Dataset, counts: pa.ChunkedArray) -> tuple[npt.NDArray[np.int64], int]:

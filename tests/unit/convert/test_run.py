@@ -21,6 +21,8 @@ from spot_ray.schema.sweep import Sweep
 from spot_ray.schema.taxonomy import PAPER_TAXONOMY
 from spot_ray.storage import ingest, manifest
 from spot_ray.storage.dataset import open_dataset
+from spot_ray.storage.inspect import render, summarize
+from spot_ray.storage.remove import remove_sequence
 
 FRAMES = 3
 
@@ -238,3 +240,15 @@ def test_several_workers_without_ray_name_the_extra_to_install(
     with pytest.raises(InstallError, match="Ray"):
         to(tmp_path / "out", raw, num_workers=2)
     assert to(tmp_path / "out", raw, num_workers=None).num_frames == 15
+
+
+def test_inspect_tells_what_was_left_out_and_taken_out(raw: Path, tmp_path: Path) -> None:
+    (raw / "drive-1" / "1.bin").write_bytes(b"12345")
+    to(tmp_path / "out", raw, on_bad_frame="skip")
+    remove_sequence(str(tmp_path / "out"), "drive-4")
+    summary = summarize(open_dataset(str(tmp_path / "out")))
+    assert (summary.num_frames, summary.num_set_aside, summary.removed) == (11, 1, ("drive-4",))
+    text = render(summary)
+    assert "1 set aside as broken" in text
+    assert "1 sequences taken out" in text
+    assert to(tmp_path / "out", raw).num_removed == 1
