@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -109,7 +109,7 @@ def read_parts(folder: str, schema: pa.Schema, parts: Sequence[str]) -> pa.Table
     Raises:
         DataError: If a part is missing or damaged, or two list the same frame.
     """
-    tables = [_read_part(folder, part, schema)[0] for part in parts]
+    tables = [rows for rows, _ in _decode_parts(folder, parts, schema)]
     rows = pa.concat_tables([schema.empty_table(), *tables])
     second = "timestamp_ns" if "timestamp_ns" in schema.names else "frame_id"
     order = pc.sort_indices(rows, sort_keys=[("sequence_id", "ascending"), (second, "ascending")])
@@ -125,8 +125,8 @@ def read_notes(folder: str, parts: Sequence[str]) -> dict[str, SequenceNotes]:
         DataError: If a part is missing or damaged.
     """
     notes: dict[str, SequenceNotes] = {}
-    for part in parts:
-        notes |= _read_part(folder, part, pa.schema([]))[1]
+    for _, of_part in _decode_parts(folder, parts, pa.schema([])):
+        notes |= of_part
     return dict(sorted(notes.items()))
 
 
@@ -158,9 +158,12 @@ def read_snapshot(folder: str, name: str) -> list[str]:
     return parts
 
 
-def _read_part(folder: str, part: str, schema: pa.Schema) -> tuple[pa.Table, dict[str, SequenceNotes]]:
-    where = uris.join(folder, part)
-    return decode_part(uris.read_bytes(where), schema, where)
+def _decode_parts(
+    folder: str, parts: Sequence[str], schema: pa.Schema
+) -> Iterator[tuple[pa.Table, dict[str, SequenceNotes]]]:
+    files = [uris.join(folder, part) for part in parts]
+    for where, content in zip(files, uris.read_many(files), strict=True):
+        yield decode_part(content, schema, where)
 
 
 def _parse_notes(text: bytes) -> dict[str, SequenceNotes]:

@@ -61,6 +61,7 @@ class ShardWriter:
 
     def abort(self) -> None:
         """Leave nothing."""
+        self._writer.is_open = False  # or its destructor would go on writing
         self._file.discard()
 
     def __enter__(self) -> ShardWriter:
@@ -132,7 +133,8 @@ class ShardReader:
     @contextlib.contextmanager
     def _errors_told(self, what: str, shard: str) -> Iterator[None]:
         try:
-            yield
+            with uris.failures_told(f"read {what}", uris.join(self._uri, shard)):
+                yield
         except FileNotFoundError:
             raise DataError(
                 "a shard that the manifest names is missing",

@@ -42,6 +42,7 @@ _KINDS: dict[type[OSError], int] = {
     FileNotFoundError: errno.ENOENT,
     NotADirectoryError: errno.ENOTDIR,
     IsADirectoryError: errno.EISDIR,
+    TimeoutError: errno.ETIMEDOUT,
 }
 _CREDENTIALS = {
     "s3": "credentials from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (and AWS_SESSION_TOKEN if they are temporary), "
@@ -177,7 +178,7 @@ def write_bytes(uri: str, data: bytes) -> None:
 def open_upload(uri: str) -> AbstractBufferedFile:
     """Begin the upload of an object and return the file to write to.
 
-    Nothing is at its URI before `commit()`, which has to follow `close()`; `discard()` gives it up.
+    Nothing is at its URI before `commit()`, which has to follow `close()`; :func:`give_up` leaves nothing.
 
     Raises:
         DataError: If the place is not to be written to.
@@ -185,6 +186,15 @@ def open_upload(uri: str) -> AbstractBufferedFile:
     with refusals_told("write the file", uri):
         remote, path = _remote(uri)
         return remote.open(path, "wb", autocommit=False, block_size=s3.UPLOAD_BLOCK_BYTES)
+
+
+def give_up(upload: AbstractBufferedFile) -> None:
+    """Remove from the store what has been sent of an upload."""
+    from fsspec.spec import AbstractBufferedFile
+
+    if isinstance(upload, AbstractBufferedFile):
+        upload.closed = True  # or the rest would be sent when it is collected
+    upload.discard()
 
 
 def make_dir(uri: str) -> None:
@@ -281,12 +291,10 @@ def refusals_told(doing: str, uri: str) -> Iterator[None]:
             not let us in, or goes on failing.
     """
     try:
-        yield
+        with failures_told(doing, uri):
+            yield
     except OSError as error:
-        # Clients of object stores give no number.
-        number = error.errno or next((n for kind, n in _KINDS.items() if isinstance(error, kind)), None)
-        if not is_local(uri) and (number in _FAILURES or s3.is_failure(error)):
-            raise _failure(error, doing, uri) from None
+        number = _number_of(error)
         if number not in _REFUSALS:
             raise
         if number == errno.ENOENT:
@@ -296,14 +304,39 @@ def refusals_told(doing: str, uri: str) -> Iterator[None]:
             where=uri,
             remedy="give another path, or make this one usable",
         ) from None
+
+
+@contextlib.contextmanager
+def failures_told(doing: str, uri: str) -> Iterator[None]:
+    """Turn only what a store refuses or fails to do into the user's error, and not that a file is missing or bad.
+
+    Args:
+        doing: What is tried.
+        uri: On what.
+
+    Raises:
+        DataError: If the store cannot be reached, does not let us in, or goes on failing.
+    """
+    try:
+        yield
     except _client_errors() as error:
+        raise _failure(error, doing, uri) from None
+    except OSError as error:
+        if is_local(uri) or not (_number_of(error) in _FAILURES or s3.is_failure(error)):
+            raise
         raise _failure(error, doing, uri) from None
 
 
+def _number_of(error: OSError) -> int | None:
+    # Clients of object stores give no number.
+    return error.errno or next((number for kind, number in _KINDS.items() if isinstance(error, kind)), None)
+
+
 def _failure(error: Exception, doing: str, uri: str) -> DataError:
-    name = _NAMES.get(type(error))
+    said = "" if error.args in ((), (None,)) else str(error)
+    what = ": ".join(part for part in (_NAMES.get(type(error), ""), said) if part)
     return DataError(
-        f"cannot {doing}: {f'{name} ({error})' if name else error}",
+        f"cannot {doing}: {what}",
         where=uri,
         expected=_CREDENTIALS.get(uri.partition("://")[0], "endpoint and credentials in the environment"),
         remedy="see which of these is wrong; if none, the store may answer later",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import uuid
 from collections.abc import Iterable
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 from pyarrow import fs as pafs
 
+from spot_ray.errors import DataError
 from spot_ray.storage import uri as uris
 
 
@@ -58,8 +60,9 @@ class WholeFile:
     def discard(self) -> None:
         """Leave nothing."""
         if self._aside is None:
-            self.stream.discard()
-            self.stream.closed = True  # or its end would be sent when it is collected
+            # A store that is gone keeps the parts: its own rules have to remove them.
+            with contextlib.suppress(DataError), uris.refusals_told("give up the upload", self.uri):
+                uris.give_up(self.stream)
             return
         try:
             self.stream.close()

@@ -51,6 +51,36 @@ def test_a_full_disk_is_the_users_and_a_lost_connection_is_not() -> None:
         raise ConnectionResetError(errno.ECONNRESET, "reset")
 
 
+def test_only_what_a_store_fails_to_do_is_told_as_its_failure() -> None:
+    for error in (
+        OSError(errno.EBUSY, "slow down"),
+        OSError("When reading: AWS Error NETWORK_CONNECTION"),
+        TimeoutError(60),
+    ):
+        with (
+            pytest.raises(DataError, match="cannot read the file: ") as caught,
+            uris.failures_told("read the file", "s3://bucket/x"),
+        ):
+            raise error
+        assert caught.value.where == "s3://bucket/x"
+        assert "AWS_PROFILE" in caught.value.expected
+        with pytest.raises(type(error)), uris.failures_told("read the file", "/data/x"):
+            raise error
+    for error in (FileNotFoundError("x"), OSError("Couldn't deserialize thrift")):
+        with pytest.raises(type(error)), uris.failures_told("read the file", "s3://bucket/x"):
+            raise error
+
+
+def test_many_files_are_read_in_the_order_asked_for(tmp_path: Path) -> None:
+    for root in (str(tmp_path), "memory://test_uri_many"):
+        for i in range(20):
+            uris.write_bytes(f"{root}/{i}", bytes(i))
+        assert uris.read_many([f"{root}/{i}" for i in reversed(range(20))]) == [bytes(i) for i in reversed(range(20))]
+        assert uris.read_many([]) == []
+        with pytest.raises(DataError, match="no such file"):
+            uris.read_many([f"{root}/1", f"{root}/none", f"{root}/2"])
+
+
 def test_files_in_memory_are_read_written_listed_and_removed() -> None:
     root = "memory://test_uri"
     uris.write_bytes(f"{root}/a/x.bin", b"12345")
