@@ -16,6 +16,7 @@ from spot_ray.operators.frame import input_columns, read_frames
 from spot_ray.operators.stream import iterate
 from spot_ray.schema.occupancy import Occupancy, OccupancyInfo
 from spot_ray.schema.sensors import LidarSpec, as_matrix, nominal_mount
+from spot_ray.schema.subset import Subset
 from spot_ray.schema.sweep import Boxes, Sweep
 from spot_ray.schema.taxonomy import PAPER_TAXONOMY
 from spot_ray.storage.dataset import DatasetWriter, open_dataset
@@ -179,7 +180,7 @@ def test_frames_are_read_for_prediction_as_for_training(skewed_uri, config):
     dataset = open_dataset(skewed_uri)
     columns = input_columns(config.features, dataset.info, merge=config.merge, deskew=config.deskew)
     frames = list(read_frames(dataset, range(0, FRAMES, 4), columns, merge=config.merge, deskew=config.deskew))
-    for frame, batch in zip(frames, batches(skewed_uri, config, sequences=["a"]), strict=True):
+    for frame, batch in zip(frames, batches(skewed_uri, config, subset=Subset("sequence", ("a",))), strict=True):
         points = point_features(frame.merged, config.features, dataset.info.rig, time_lag_s=frame.time_lag_s)
         np.testing.assert_array_equal(points, batch.points)
         np.testing.assert_array_equal(frame.own.xyz, batch.points[: len(frame.own), :3])
