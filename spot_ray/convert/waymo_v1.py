@@ -18,17 +18,10 @@ import numpy as np
 
 from spot_ray.convert import files
 from spot_ray.convert._tfrecord import Record, read_records
-from spot_ray.convert._waymo import (
-    BoxLabels,
-    Float64,
-    Laser,
-    LaserCalibration,
-    LaserReturns,
-    SweepBuilder,
-    boxes_of,
-    lidar_spec,
-)
+from spot_ray.convert._waymo import LaserReturns, SweepBuilder
+from spot_ray.convert._waymo_boxes import BoxLabels, boxes_of
 from spot_ray.convert._waymo_folder import SPLITS, dataset_info, folders_of, refuse_version
+from spot_ray.convert._waymo_laser import Float64, Laser, LaserCalibration, lidar_spec
 from spot_ray.convert._waymo_v1_frame import parse, read_float_image, read_int_image
 from spot_ray.convert.source import BadFrame, read_frames
 from spot_ray.errors import DataError

@@ -17,23 +17,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
-from spot_ray.convert._waymo import (
-    BoxLabels,
-    Float64,
-    Laser,
-    LaserCalibration,
-    LaserReturns,
-    SweepBuilder,
-    boxes_of,
-    lidar_spec,
-)
+from spot_ray.convert._waymo import LaserReturns, SweepBuilder
 from spot_ray.convert._waymo_folder import SPLITS, dataset_info, folders_of, refuse_version
+from spot_ray.convert._waymo_laser import Laser, LaserCalibration, lidar_spec
 from spot_ray.convert._waymo_parquet import (
     LASER,
-    OBJECT,
     TIME,
     Check,
     ComponentFile,
@@ -41,14 +31,19 @@ from spot_ray.convert._waymo_parquet import (
     Row,
     is_floats,
     is_integers,
-    is_text,
-    required,
+)
+from spot_ray.convert._waymo_v2_tables import (
+    BOX_COLUMNS,
+    CALIBRATION_COLUMNS,
+    POSE_COLUMNS,
+    SegmentBoxes,
+    VehiclePoses,
+    calibrations_of,
 )
 from spot_ray.convert.source import BadFrame, read_frames
 from spot_ray.errors import DataError
-from spot_ray.geometry import se3
 from spot_ray.schema.dataset import DatasetInfo
-from spot_ray.schema.sweep import Boxes, Sweep
+from spot_ray.schema.sweep import Sweep
 from spot_ray.storage import uri as uris
 
 NEEDED = ("lidar", "lidar_pose", "lidar_calibration", "vehicle_pose")
@@ -59,38 +54,12 @@ EXTENSION = ".parquet"
 _LIDAR = "[LiDARComponent].range_image_return"
 _POSE = "[LiDARPoseComponent].range_image_return1"
 _LABELS = "[LiDARSegmentationLabelComponent].range_image_return"
-_EXTRINSIC = "[LiDARCalibrationComponent].extrinsic.transform"
-_BEAMS = "[LiDARCalibrationComponent].beam_inclination"
-_VEHICLE = "[VehiclePoseComponent].world_from_vehicle.transform"
-_BOX = "[LiDARBoxComponent]"
 
 _LIDAR_COLUMNS: dict[str, Check] = {
     f"{_LIDAR}{i}.{what}": check for i in (1, 2) for what, check in (("values", is_floats), ("shape", is_integers))
 }
-_POSE_COLUMNS: dict[str, Check] = {f"{_POSE}.values": is_floats, f"{_POSE}.shape": is_integers}
+_PIXEL_POSE_COLUMNS: dict[str, Check] = {f"{_POSE}.values": is_floats, f"{_POSE}.shape": is_integers}
 _LABEL_COLUMNS: dict[str, Check] = {f"{_LABELS}{i}.{what}": is_integers for i in (1, 2) for what in ("values", "shape")}
-_CALIBRATION_COLUMNS: dict[str, Check] = {
-    LASER: pa.types.is_integer,
-    _EXTRINSIC: is_floats,
-    f"{_BEAMS}.min": pa.types.is_floating,
-    f"{_BEAMS}.max": pa.types.is_floating,
-    f"{_BEAMS}.values": is_floats,
-}
-_BOX_NUMBERS = (
-    *(f"{_BOX}.box.center.{axis}" for axis in "xyz"),
-    *(f"{_BOX}.box.size.{axis}" for axis in "xyz"),
-    f"{_BOX}.box.heading",
-)
-_BOX_SPEED = tuple(f"{_BOX}.speed.{axis}" for axis in "xyz")
-_BOX_COLUMNS: dict[str, Check] = {
-    TIME: pa.types.is_integer,
-    OBJECT: is_text,
-    **dict.fromkeys(_BOX_NUMBERS, pa.types.is_floating),
-    **dict.fromkeys(_BOX_SPEED, pa.types.is_floating),
-    f"{_BOX}.type": pa.types.is_integer,
-    f"{_BOX}.num_lidar_points_in_box": pa.types.is_integer,
-    f"{_BOX}.difficulty_level.detection": pa.types.is_integer,
-}
 _KEYS: dict[str, Check] = {TIME: pa.types.is_integer, LASER: pa.types.is_integer}
 
 
@@ -156,16 +125,16 @@ class WaymoV2:
         with contextlib.ExitStack() as stack:
             segment = self._segments[sequence_id]
             builder = SweepBuilder(sequence_id, self._calibrations(stack, sequence_id), split=segment.split)
-            poses = self._open(stack, sequence_id, "vehicle_pose", {TIME: pa.types.is_integer, _VEHICLE: is_floats})
+            poses = self._open(stack, sequence_id, "vehicle_pose", POSE_COLUMNS)
             reader = _SegmentReader(
                 builder,
-                poses=_VehiclePoses(poses),
+                poses=VehiclePoses(poses),
                 lidar=self._rows(stack, sequence_id, "lidar", _LIDAR_COLUMNS),
-                pixel_poses=self._rows(stack, sequence_id, "lidar_pose", _POSE_COLUMNS),
+                pixel_poses=self._rows(stack, sequence_id, "lidar_pose", _PIXEL_POSE_COLUMNS),
                 segmentation=self._rows(stack, sequence_id, "lidar_segmentation", _LABEL_COLUMNS)
                 if "lidar_segmentation" in segment.components
                 else None,
-                boxes=_SegmentBoxes(self._open(stack, sequence_id, "lidar_box", _BOX_COLUMNS))
+                boxes=SegmentBoxes(self._open(stack, sequence_id, "lidar_box", BOX_COLUMNS))
                 if "lidar_box" in segment.components
                 else None,
             )
@@ -186,7 +155,7 @@ class WaymoV2:
         return FrameRows(self._open(stack, sequence_id, component, {**_KEYS, **columns}), list(columns))
 
     def _calibrations(self, stack: contextlib.ExitStack, sequence_id: str) -> dict[Laser, LaserCalibration]:
-        return calibrations_of(self._open(stack, sequence_id, "lidar_calibration", _CALIBRATION_COLUMNS))
+        return calibrations_of(self._open(stack, sequence_id, "lidar_calibration", CALIBRATION_COLUMNS))
 
 
 def open_source(source: str, *, version: str | None = None) -> WaymoV2:
@@ -248,98 +217,6 @@ def _segments_of(root: str, folder: str, split: str | None) -> dict[str, Segment
     return segments
 
 
-def calibrations_of(file: ComponentFile) -> dict[Laser, LaserCalibration]:
-    """Return the calibrations of a segment's lasers.
-
-    Args:
-        file: The component `lidar_calibration`.
-
-    Raises:
-        DataError: If a laser is unknown or occurs twice, or its calibration is impossible.
-    """
-    table = file.read(list(_CALIBRATION_COLUMNS))
-    low, high = (required(file, table, f"{_BEAMS}.{end}") for end in ("min", "max"))
-    result: dict[Laser, LaserCalibration] = {}
-    for row, number in enumerate(required(file, table, LASER).tolist()):
-        laser = Laser.numbered(number, where=file.row(row))
-        if laser in result:
-            raise DataError(f"laser {laser.name} is calibrated twice", where=file.row(row), expected="every laser once")
-        values = np.array(table[f"{_BEAMS}.values"][row].as_py() or [], dtype=np.float64)
-        result[laser] = LaserCalibration(
-            laser=laser,
-            ego_SE3_lidar=_transform(table, _EXTRINSIC, row, file.row(row)),
-            inclination_min=float(low[row]),
-            inclination_max=float(high[row]),
-            inclination_values=values if len(values) else None,
-            where=file.row(row),
-        )
-    return result
-
-
-class _VehiclePoses:
-    """The pose of the vehicle in every frame."""
-
-    def __init__(self, file: ComponentFile) -> None:
-        self._file = file
-        self._table = file.read([TIME, _VEHICLE])
-        self._rows = _rows_by_time(required(file, self._table, TIME))
-
-    @property
-    def times(self) -> set[int]:
-        return set(self._rows)
-
-    def at(self, time: int) -> Float64:
-        rows = self._rows.get(time, [])
-        if len(rows) != 1:
-            raise DataError(
-                f"frame {time} has {len(rows) or 'no'} vehicle poses" + (f", in rows {rows}" if rows else ""),
-                where=self._file.where,
-                expected="one a frame",
-            )
-        where = self._file.row(rows[0])
-        pose = _transform(self._table, _VEHICLE, rows[0], where)
-        if not se3.is_rigid(pose):
-            raise DataError(
-                f"the vehicle pose of frame {time} is not a rigid transform: {pose.tolist()}",
-                where=where,
-                expected="4 × 4, orthonormal",
-            )
-        return pose
-
-
-class _SegmentBoxes:
-    """The 3D labels of a segment; a frame without any is annotated, and nothing is there."""
-
-    def __init__(self, file: ComponentFile) -> None:
-        self._file = file
-        table = file.read(list(_BOX_COLUMNS))
-        self._rows = _rows_by_time(required(file, table, TIME))
-        self._ids = required(file, table, OBJECT)
-        self._types = required(file, table, f"{_BOX}.type")
-        self._num_points = required(file, table, f"{_BOX}.num_lidar_points_in_box")
-        self._boxes = np.stack([required(file, table, column) for column in _BOX_NUMBERS], axis=1)
-        self._velocity = np.stack([table[column].to_numpy() for column in _BOX_SPEED], axis=1).astype(np.float64)
-        # Null and the official 0 both mean that it was not stated.
-        self._difficulty = table[f"{_BOX}.difficulty_level.detection"].fill_null(0).to_numpy()
-
-    @property
-    def times(self) -> set[int]:
-        return set(self._rows)
-
-    def at(self, time: int, world_SE3_ego: Float64) -> Boxes:
-        rows = np.array(self._rows.get(time, []), dtype=np.intp)
-        labels = BoxLabels(
-            boxes=self._boxes[rows],
-            types=self._types[rows],
-            ids=self._ids[rows].tolist(),
-            velocity_world=self._velocity[rows],
-            num_lidar_points=self._num_points[rows],
-            difficulty=self._difficulty[rows],
-            where=f"{self._file.where}, rows {rows[0]} to {rows[-1]}" if len(rows) else self._file.where,
-        )
-        return boxes_of(labels, world_SE3_ego)
-
-
 @dataclass(frozen=True, eq=False)
 class _FrameRows:
     """The streamed rows of one frame."""
@@ -357,11 +234,11 @@ class _SegmentReader:
         self,
         builder: SweepBuilder,
         *,
-        poses: _VehiclePoses,
+        poses: VehiclePoses,
         lidar: FrameRows,
         pixel_poses: FrameRows,
         segmentation: FrameRows | None,
-        boxes: _SegmentBoxes | None,
+        boxes: SegmentBoxes | None,
     ) -> None:
         self._builder = builder
         self._poses = poses
@@ -429,17 +306,3 @@ def _by_laser(rows: list[Row]) -> dict[Laser, Row]:
             )
         result[laser] = row
     return result
-
-
-def _rows_by_time(times: npt.NDArray[np.integer]) -> dict[int, list[int]]:
-    rows: dict[int, list[int]] = {}
-    for row, time in enumerate(times.tolist()):
-        rows.setdefault(time, []).append(row)
-    return rows
-
-
-def _transform(table: pa.Table, column: str, row: int, where: str) -> Float64:
-    values = table[column][row].as_py() or []
-    if len(values) != 16 or None in values:
-        raise DataError(f"{column} has {len(values)} numbers", where=where, expected="16: a 4 × 4 matrix by rows")
-    return np.array(values, dtype=np.float64).reshape(4, 4)

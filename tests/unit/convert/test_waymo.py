@@ -10,16 +10,9 @@ import numpy.typing as npt
 import pytest
 import waymo_files
 
-from spot_ray.convert._waymo import (
-    BoxLabels,
-    Laser,
-    LaserCalibration,
-    LaserReturns,
-    SweepBuilder,
-    boxes_of,
-    lidar_spec,
-    range_image_to_points,
-)
+from spot_ray.convert._waymo import LaserReturns, SweepBuilder
+from spot_ray.convert._waymo_boxes import BoxLabels, boxes_of
+from spot_ray.convert._waymo_laser import Laser, LaserCalibration, lidar_spec, range_image_to_points
 from spot_ray.convert._waymo_taxonomy import BOX_CLASS_OFFSET, taxonomy
 from spot_ray.errors import DataError
 from spot_ray.schema.taxonomy import PAPER_CLASSES
@@ -116,17 +109,17 @@ def test_a_turned_mount_does_not_turn_the_columns() -> None:
     np.testing.assert_allclose(xyz, straight + np.array([1.0, 2.0, 3.0]), atol=1e-12)
 
 
-@pytest.mark.parametrize("posed", [False, True])
-def test_points_equal_a_scalar_loop(posed: bool) -> None:
+@pytest.mark.parametrize("spread_rad", [None, 0.02, 3.0], ids=["not posed", "as a vehicle turns", "any angles"])
+def test_points_equal_a_scalar_loop(spread_rad: float | None) -> None:
     rng = np.random.default_rng(3)
     shape = (5, 7)
     image = rng.uniform(-20, 80, (*shape, 4)).astype(np.float32)
     inclinations = np.linspace(0.1, -0.4, shape[0])
     extrinsic = waymo_files.transform((0.02, -0.03, 2.5), (1.4, 0.1, 2.2))
     frame_pose = waymo_files.transform((0.01, 0.02, -2.0), (21_000.0, -9_000.0, 30.0))
-    angles = rng.uniform(-3, 3, (*shape, 3))
+    angles = 1.0 + (spread_rad or 0.0) * rng.uniform(-1, 1, (*shape, 3))
     pixel_pose = np.concatenate([angles, frame_pose[:3, 3] + rng.uniform(-2, 2, (*shape, 3))], -1).astype(np.float32)
-    given = {"pixel_pose": pixel_pose, "world_SE3_ego": frame_pose} if posed else {}
+    given = {"pixel_pose": pixel_pose, "world_SE3_ego": frame_pose} if spread_rad else {}
     xyz, rows, columns, mask = range_image_to_points(image, inclinations, extrinsic, **given)
     expected = []
     for row in range(shape[0]):
@@ -136,13 +129,13 @@ def test_points_equal_a_scalar_loop(posed: bool) -> None:
             if distance <= 0:
                 continue
             point = pixel_to_point(row, column, shape, distance, float(inclinations[row]), extrinsic)
-            if posed:
+            if spread_rad:
                 roll, pitch, yaw, *position = pixel_pose[row, column].astype(np.float64).tolist()
                 world = waymo_files.rotation(roll, pitch, yaw) @ point + position
                 point = (np.linalg.inv(frame_pose) @ [*world, 1.0])[:3]
             expected.append((row, column, *point))
     np.testing.assert_array_equal(np.stack([rows, columns], 1), np.array(expected)[:, :2])
-    np.testing.assert_allclose(xyz, np.array(expected)[:, 2:], atol=1e-8)
+    np.testing.assert_allclose(xyz, np.array(expected)[:, 2:], rtol=0, atol=1e-9)
 
 
 def test_uniform_inclinations_are_the_middles_of_equal_steps_from_the_top() -> None:
