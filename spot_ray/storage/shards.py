@@ -55,7 +55,7 @@ class ShardWriter:
             with uris.refusals_told("write the file", self.uri):
                 self._writer.close()
         except BaseException:
-            self._file.discard()
+            self.abort()
             raise
         self._file.commit()
 
