@@ -7,7 +7,7 @@ of a gigabyte. So keys are read first, then the heavy columns flow through a bou
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,7 +114,7 @@ class ComponentFile:
         """
         return required(self, self.read([column]), column).astype(np.int64)
 
-    def batches(self, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    def batches(self, columns: Sequence[str]) -> Generator[pa.RecordBatch, None, None]:
         """Yield rows in the order of the file, decoded as they come.
 
         Raises:
@@ -255,16 +255,23 @@ class FrameRows:
         """
         return [self._take_row(row) for row in self._rows_of.pop(time, ())]
 
+    def close(self) -> None:
+        """Let go of the rows that wait and of the decoders' buffers, some 50 MB, which a cycle would keep for long."""
+        for rows in self._passes:
+            rows.close()
+        self._waiting.clear()
+
     def _take_row(self, number: int) -> Row:
         while number not in self._waiting:
             read, row = next(self._passes[self._pass_of[number]])
             self._waiting[read] = row
         return self._waiting.pop(number)
 
-    def _read(self, number: int) -> Iterator[tuple[int, Row]]:
-        for row, batch in enumerate(self._file.batches(self._columns)):
-            if self._pass_of[row] == number:
-                yield row, Row(int(self._lasers[row]), self._file.row(row), batch)
+    def _read(self, number: int) -> Generator[tuple[int, Row], None, None]:
+        with contextlib.closing(self._file.batches(self._columns)) as batches:
+            for row, batch in enumerate(batches):
+                if self._pass_of[row] == number:
+                    yield row, Row(int(self._lasers[row]), self._file.row(row), batch)
 
 
 def _max_waiting(times: npt.NDArray[np.int64], rows: npt.NDArray[np.intp]) -> int:

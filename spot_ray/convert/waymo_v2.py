@@ -152,7 +152,9 @@ class WaymoV2:
     def _rows(
         self, stack: contextlib.ExitStack, sequence_id: str, component: str, columns: Mapping[str, Check]
     ) -> FrameRows:
-        return FrameRows(self._open(stack, sequence_id, component, {**_KEYS, **columns}), list(columns))
+        rows = FrameRows(self._open(stack, sequence_id, component, {**_KEYS, **columns}), list(columns))
+        stack.callback(rows.close)
+        return rows
 
     def _calibrations(self, stack: contextlib.ExitStack, sequence_id: str) -> dict[Laser, LaserCalibration]:
         return calibrations_of(self._open(stack, sequence_id, "lidar_calibration", CALIBRATION_COLUMNS))

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
+import itertools
 import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -147,6 +150,33 @@ def test_no_more_than_a_frame_waits(
         read(tmp_path / "backwards")
     assert caught.value.where.endswith(f"lidar/{waymo_files.NAME}.parquet")
     assert TIME in caught.value.remedy
+
+
+def test_segments_are_read_from_any_store(tmp_path: Path, segment: waymo_files.Segment) -> None:
+    folder = waymo_files.write_v2(tmp_path, segment)
+    store = fsspec.filesystem("memory")
+    for path in folder.rglob("*.parquet"):
+        store.pipe_file(f"/waymo-v2/{path.relative_to(tmp_path)}", path.read_bytes())
+    source = open_source("memory://waymo-v2")
+    for sweep, frame in zip(source.read(segment.name), segment.frames, strict=True):
+        assert isinstance(sweep, Sweep)
+        assert_is_the_world(sweep, frame)
+
+
+@pytest.mark.parametrize("num_frames", [1, 3], ids=["stopped early", "to the end"])
+def test_nothing_stays_in_memory(tmp_path: Path, segment: waymo_files.Segment, num_frames: int) -> None:
+    waymo_files.write_v2(tmp_path, segment)
+    gc.collect()
+    before = pa.total_allocated_bytes()
+    gc.disable()
+    try:
+        sweeps = open_source(str(tmp_path)).read(segment.name)
+        assert len(list(itertools.islice(sweeps, num_frames))) == num_frames
+        del sweeps
+        # Rows, and the decoders that stopped at one, would be kept by a cycle until the collector runs.
+        assert pa.total_allocated_bytes() == before
+    finally:
+        gc.enable()
 
 
 def test_boxes_are_in_the_ego_frame_with_all_that_the_labels_say(tmp_path: Path, segment: waymo_files.Segment) -> None:
