@@ -16,6 +16,7 @@ from spot_ray.operators.config import BeamConfig, DataConfig, MergeConfig
 from spot_ray.operators.stream import iterate, stream
 from spot_ray.schema.lidars import WAYMO_TOP
 from spot_ray.schema.occupancy import Occupancy, OccupancyInfo
+from spot_ray.schema.subset import Subset
 from spot_ray.schema.sweep import Sweep
 from spot_ray.schema.taxonomy import PAPER_TAXONOMY
 from spot_ray.storage.dataset import DatasetWriter
@@ -123,7 +124,8 @@ def test_merged_sweeps_too(tmp_path):
 
 def test_resumed_in_the_middle_and_cropped(uri):
     inner = VoxelGrid((-4.0, -4.0, -2.2), (0.4, 0.4, 0.4), (20, 20, 16))
-    options = {"rank": 1, "world_size": 2, "start_step": 3, "sequences": ["a"], "grid": inner, "shuffle": False}
+    options = {"rank": 1, "world_size": 2, "start_step": 3, "grid": inner, "shuffle": False}
+    options |= {"subset": Subset("sequence", ("a",))}
     assert_same(list(stream(uri, CONFIG, **RUN, **options)), list(iterate(uri, CONFIG, **RUN, **options)))
     assert list(stream(uri, CONFIG, **RUN, start_step=99)) == []
 
