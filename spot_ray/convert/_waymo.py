@@ -187,17 +187,18 @@ class _Image:
         return len(self.pixel)
 
     def labels(self) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
-        """Return instance id and `Segmentation.Type` of every point; both (N,) int32."""
+        """Return instance id (-1: none) and source class of every point; both (N,) int32."""
         assert self.segmentation is not None
         instances, types = np.take(self.segmentation.reshape(-1, 2), self.pixel, axis=0).T
-        if len(types) and not 0 <= types.min() <= types.max() < len(POINT_TYPES):
-            wrong = int(types[(types < 0) | (types >= len(POINT_TYPES))][0])
+        wrong = types[(types < -1) | (types >= len(POINT_TYPES))]
+        if len(wrong):
             raise DataError(
-                f"a point of laser {self.laser.name} has the segmentation type {wrong}",
+                f"a point of laser {self.laser.name} has the segmentation type {wrong[0]}",
                 where=self.where,
-                expected=f"0 to {len(POINT_TYPES) - 1}",
+                expected=f"0 to {len(POINT_TYPES) - 1}, or -1: no label",
             )
-        return instances, types
+        # Labels of the release hold -1 beside the official ids (waymo-research/waymo-open-dataset, thread 586).
+        return instances, np.where(types < 0, UNLABELLED_SOURCE, types)
 
 
 def _check_shape(what: str, shape: tuple[int, ...], expected: tuple[int, ...], where: str) -> None:

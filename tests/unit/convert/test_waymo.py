@@ -220,6 +220,19 @@ def test_labels_of_top_go_to_the_points_of_their_own_return() -> None:
     assert {waymo_files.ROAD, waymo_files.CAR} < set(labelled.point_source_class[~others])
 
 
+def test_minus_one_is_no_label_and_no_instance() -> None:
+    segment = waymo_files.make_segment(num_frames=1)
+    frame = segment.frames[0]
+    top = frame.returns[waymo_files.TOP]
+    assert top.segmentation is not None
+    top.segmentation[0][_hit(top.range_images[0])] = -1
+    sweep = builder(segment).sweep(1, frame.world_from_vehicle, returns(frame), None)
+    assert sweep.point_source_class is not None
+    assert sweep.instance_id is not None
+    assert (sweep.point_source_class[0], sweep.instance_id[0]) == (65535, -1)
+    assert sweep.point_source_class[1] < 23
+
+
 def test_boxes_come_with_their_velocity_in_ego_axes() -> None:
     # The vehicle heads towards world +y; what drives towards world +y drives straight ahead.
     pose = waymo_files.transform((0, 0, math.pi / 2), (5.0, 6.0, 0.0))
