@@ -6,6 +6,7 @@ sweeps are merged when each is in the one ego frame of its own time; what is aug
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import uuid
@@ -281,5 +282,8 @@ def _reader(uri: str, token: str) -> ShardReader:  # noqa: ARG001 - the key
 
 
 def _batches(rows: RayDataset, batch_size: int, num_features: int, prefetch_batches: int) -> Iterator[Batch]:
-    tables = rows.iter_batches(batch_size=batch_size, batch_format="pyarrow", prefetch_batches=prefetch_batches)
-    return (unpack(table, num_features) for table in tables)
+    tables = iter(rows.iter_batches(batch_size=batch_size, batch_format="pyarrow", prefetch_batches=prefetch_batches))
+    # Closed at once where the caller stops early: collected later, perhaps after Ray has ended, it aborts the process.
+    with contextlib.closing(tables):
+        for table in tables:
+            yield unpack(table, num_features)
