@@ -1,7 +1,7 @@
 """How fast does one core convert a log, in how much memory, to how many bytes?
 
     python benchmarks/convert.py                              # a made-up Waymo segment of full size, 20 frames
-    python benchmarks/convert.py --full --data ../shared/data # 200 frames; and the real logs that are in the folder
+    python benchmarks/convert.py --full --data ../shared/data # 40 frames; and the real logs that are in the folder
 
 Each source is converted in a process of its own, without Ray; frames a second are counted from opening the source to
 the last file, the peak of memory is that of the process. The folder of `--data` holds `nuscenes`, `kitti`,
@@ -41,12 +41,12 @@ TESTS = Path(__file__).parent.parent / "tests"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print the JSON object only")
-    parser.add_argument("--full", action="store_true", help="200 Waymo frames, 5 repeats of the real logs")
+    parser.add_argument("--full", action="store_true", help="40 Waymo frames, 5 repeats of the real logs")
     parser.add_argument("--data", type=Path, help="folder of real logs")
     arguments = parser.parse_args()
     repeats = 5 if arguments.full else 2
     with tempfile.TemporaryDirectory() as folder:
-        made_up = make_waymo(Path(folder), num_frames=200 if arguments.full else 20)
+        made_up = make_waymo(Path(folder), num_frames=40 if arguments.full else 20)
         logs = {} if arguments.data is None else real_logs(arguments.data, Path(folder))
         figures = {name: measure(name, uri, 2 if arguments.full else 1) for name, uri in made_up.items()}
         figures |= {name: measure(name, uri, repeats) for name, uri in logs.items() if uri.is_dir()}

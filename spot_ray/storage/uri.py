@@ -133,8 +133,8 @@ def read_bytes(uri: str) -> bytes:
                 remote, path = _remote(uri)
                 return bytes(remote.cat_file(path))
             system, path = filesystem(uri)
-            with system.open_input_stream(path) as stream:
-                return bytes(stream.read())
+            with system.open_input_file(path) as file:  # a stream, of unknown length, would hold it twice
+                return bytes(file.read())
         except FileNotFoundError:
             _check_bucket(uri)
             raise DataError("no such file", where=uri) from None
