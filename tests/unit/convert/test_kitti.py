@@ -324,7 +324,7 @@ BROKEN_FRAMES: list[tuple[str, Callable[[Folder], object], str, str]] = [
     ("result", _edit(LAB, "8.0 0.0", "8.0 0.0 0.9"), "has 16 values", f"{LAB}, row 3"),
     ("no number", _edit(LAB, "Car 0.20", "Car high"), "holds 'high'", f"{LAB}, row 1"),
     ("nan label", _edit(LAB, "4.0 2.0", "4.0 nan"), "holds 'nan'", f"{LAB}, row 1"),
-    ("unknown type", _edit(LAB, "Pedestrian", "Pedestrain"), "type 'Pedestrain'", f"{LAB}, row 3"),
+    ("unknown type", _edit(LAB, "Pedestrian", "Pedestrien"), "type 'Pedestrien'", f"{LAB}, row 3"),
     ("flat box", _edit(LAB, "1.7 0.5", "1.7 0"), "width 0", f"{LAB}, row 3"),
     ("truncation", _edit(LAB, "Car 0.20", "Car 1.20"), "truncated 1.2", f"{LAB}, row 1"),
     ("occlusion", _edit(LAB, "0.20 1", "0.20 4"), "occluded 4", f"{LAB}, row 1"),

@@ -228,8 +228,8 @@ def test_relative_poses_begin_at_the_origin_and_stay_upright(raw: Path, tmp_path
 
 
 def test_an_option_that_the_source_has_not_is_named(raw: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="no option 'grup'") as caught:
-        to(tmp_path / "out", raw, options={"grup": "2"})
+    with pytest.raises(ConfigError, match="no option 'grp'") as caught:
+        to(tmp_path / "out", raw, options={"grp": "2"})
     assert "did you mean 'group'" in caught.value.remedy
 
 
