@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from spot_ray.schema.dataset import DatasetInfo as DatasetInfo
     from spot_ray.schema.dataset import ExtraColumn as ExtraColumn
     from spot_ray.schema.sensors import LidarSpec as LidarSpec
+    from spot_ray.schema.subset import Subset as Subset
     from spot_ray.schema.sweep import Boxes as Boxes
     from spot_ray.schema.sweep import Sweep as Sweep
     from spot_ray.schema.taxonomy import PAPER_TAXONOMY as PAPER_TAXONOMY
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from spot_ray.storage.dataset import DatasetWriter as DatasetWriter
     from spot_ray.storage.dataset import open_dataset as open_dataset
     from spot_ray.storage.occupancy import open_occupancy as open_occupancy
+    from spot_ray.storage.subset import draw_subset as draw_subset
+    from spot_ray.storage.subset import read_subset as read_subset
     from spot_ray.storage.toml_description import load_description as load_description
     from spot_ray.train.api import load_encoder as load_encoder
     from spot_ray.train.api import stream as stream
@@ -39,12 +42,15 @@ _HOMES = {
     "SemanticClass": "schema.taxonomy",
     "SourceClass": "schema.taxonomy",
     "SpotRayError": "errors",
+    "Subset": "schema.subset",
     "Sweep": "schema.sweep",
     "Taxonomy": "schema.taxonomy",
+    "draw_subset": "storage.subset",
     "load_description": "storage.toml_description",
     "load_encoder": "train.api",
     "open_dataset": "storage.dataset",
     "open_occupancy": "storage.occupancy",
+    "read_subset": "storage.subset",
     "stream": "train.api",
 }
 
