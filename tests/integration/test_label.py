@@ -111,6 +111,16 @@ def test_without_labels_and_boxes_occupancy_has_no_classes_and_says_so(tmp_path)
     assert set(labels.get(SEQUENCES[0], "0").semantic) == {255}
 
 
+def test_what_labels_lack_is_said_of_all_of_them(tmp_path):
+    uri = write(str(tmp_path / "data"), SEQUENCES[:1], classes=False)
+    label_in_process(uri, config=CONFIG)
+    write(uri, SEQUENCES[1:])
+    label_in_process(uri, config=CONFIG)
+    provenance = open_occupancy(uri, "default").info.provenance
+    assert provenance["with_classes"] is True
+    assert provenance["objects_moved_with_boxes"] is False
+
+
 def test_a_failure_on_the_way_removes_what_was_written(tmp_path):
     uri = write(str(tmp_path / "data"))
 
