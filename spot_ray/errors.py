@@ -51,6 +51,10 @@ class DataError(SpotRayError):
     """A file or a frame of the user's data is missing, broken or contradicts the schema."""
 
 
+class StoreError(DataError):
+    """A store cannot be reached, does not let us in, or goes on failing: nothing is wrong with the data in it."""
+
+
 class CheckpointError(SpotRayError):
     """A checkpoint is missing, incomplete, of another format, or does not fit the model."""
 

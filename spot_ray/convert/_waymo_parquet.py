@@ -143,7 +143,8 @@ class ComponentFile:
     @contextlib.contextmanager
     def _damage_told(self) -> Iterator[None]:
         try:
-            yield
+            with uris.failures_told("read the file", self.where):
+                yield
         except pa.ArrowException as error:
             raise self._damaged(error) from None
         except OSError as error:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from spot_ray.convert.files import hashed_reading
 from spot_ray.convert.source import BadFrame, Source
-from spot_ray.errors import DataError
+from spot_ray.errors import DataError, StoreError
 from spot_ray.geometry import se3
 from spot_ray.schema.dataset import DatasetInfo
 from spot_ray.schema.sweep import Sweep
@@ -56,6 +56,7 @@ def write_unit(
 
     Raises:
         DataError: If a frame is broken and not to be skipped, or a file cannot be written. Nothing of it is left then.
+        StoreError: If the source's store fails; no frame is set aside for that.
     """
     remove_shards(uri, unit.stem)
     notes: dict[str, SequenceNotes] = {}
@@ -87,6 +88,8 @@ def _frames(log: Source, sequence_id: str, options: WriteOptions) -> Generator[S
                 yield _relative(frame, first)
             else:
                 yield frame
+    except StoreError:
+        raise
     except DataError as error:
         is_empty = False
         yield BadFrame("", error)

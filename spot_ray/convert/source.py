@@ -14,7 +14,7 @@ from typing import Protocol, TypeVar
 
 import spot_ray.convert
 from spot_ray.config.load import suggestion
-from spot_ray.errors import ConfigError, DataError
+from spot_ray.errors import ConfigError, DataError, StoreError
 from spot_ray.schema.dataset import DatasetInfo
 from spot_ray.schema.sweep import Sweep
 
@@ -63,10 +63,15 @@ def read_frames(frames: Iterable[tuple[str, T]], read: Callable[[T], Sweep]) -> 
     Args:
         frames: Pairs of frame id and what `read` needs, in time order.
         read: Returns the sweep; a `DataError` that it raises is the frame's.
+
+    Raises:
+        StoreError: If the source's store fails: that says nothing of the frame.
     """
     for frame_id, reference in frames:
         try:
             sweep: Sweep | BadFrame = read(reference)
+        except StoreError:
+            raise
         except DataError as error:
             sweep = BadFrame(frame_id, error)
         yield sweep

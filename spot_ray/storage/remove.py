@@ -112,7 +112,7 @@ def _moved(dataset: Dataset, shard: str, rows: pa.Table) -> pa.Table:
 
 
 def _next_name(shard: str) -> str:
-    """Return what a file is called when it is written anew: `a+9.0000.parquet`, `a+9@1.0000.parquet`, `a+9@2…`.
+    """Return what a file is called when it is written anew: `a+1f.0000.parquet`, `a+1f@1.0000.parquet`, `a+1f@2…`.
 
     No id is written with an `@`.
     """

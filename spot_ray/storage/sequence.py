@@ -138,7 +138,7 @@ class SequenceWriter:
             )
         if sweep.lidar_id is not None:
             known = [lidar.lidar_id for lidar in self._info.rig]
-            unknown = np.setdiff1d(np.flatnonzero(np.bincount(sweep.lidar_id)), known)
+            unknown = np.setdiff1d(sweep.lidar_id, known)
             if len(unknown):
                 raise DataError(
                     f"lidar_id {unknown[0]} is not in the rig", where=sweep.name, expected=f"one of {known}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import urllib.parse
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -169,10 +170,13 @@ class ShardReader:
 def shard_stem(sequences: Sequence[str]) -> str:
     """Return what the names of all files of some sequences begin with: the first id, made safe for every store.
 
-    A `+` and the number of the others follow where several sequences share files; no id is written with a `+`.
+    Where several sequences share files, a `+` and a hash of all ids follow: another choice of sequences that begins
+    alike never writes over what is there. No id is written with a `+`.
     """
-    others = f"+{len(sequences) - 1}" if len(sequences) > 1 else ""
-    return urllib.parse.quote(sequences[0], safe="") + others
+    first = urllib.parse.quote(sequences[0], safe="")
+    if len(sequences) == 1:
+        return first
+    return f"{first}+{hashlib.blake2b(chr(0).join(sequences).encode(), digest_size=8).hexdigest()}"
 
 
 def shard_name(sequences: Sequence[str], part: int = 0) -> str:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from pyarrow import fs as pafs
 
-from spot_ray.errors import ConfigError, DataError
+from spot_ray.errors import ConfigError, DataError, StoreError
 from spot_ray.storage import s3
 
 if TYPE_CHECKING:
@@ -332,10 +332,10 @@ def _number_of(error: OSError) -> int | None:
     return error.errno or next((number for kind, number in _KINDS.items() if isinstance(error, kind)), None)
 
 
-def _failure(error: Exception, doing: str, uri: str) -> DataError:
+def _failure(error: Exception, doing: str, uri: str) -> StoreError:
     said = "" if error.args in ((), (None,)) else str(error)
     what = ": ".join(part for part in (_NAMES.get(type(error), ""), said) if part)
-    return DataError(
+    return StoreError(
         f"cannot {doing}: {what}",
         where=uri,
         expected=_CREDENTIALS.get(uri.partition("://")[0], "endpoint and credentials in the environment"),

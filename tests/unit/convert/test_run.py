@@ -13,7 +13,7 @@ import pytest
 from spot_ray.convert import files, run
 from spot_ray.convert.run import convert
 from spot_ray.convert.source import BadFrame, read_frames
-from spot_ray.errors import ConfigError, DataError, InstallError
+from spot_ray.errors import ConfigError, DataError, InstallError, StoreError
 from spot_ray.geometry import se3
 from spot_ray.schema.dataset import DatasetInfo
 from spot_ray.schema.lidars import HDL_32E
@@ -201,10 +201,40 @@ def test_what_contradicts_the_dataset_is_a_bad_frame_too(
 def test_several_sequences_share_a_file(raw: Path, tmp_path: Path) -> None:
     to(tmp_path / "out", raw, options={"group": "2"})
     names = sorted(p.name for p in (tmp_path / "out" / "shards").iterdir())
-    assert names == ["drive-0+1.0000.parquet", "drive-2+1.0000.parquet", "drive-4.0000.parquet"]
+    assert names == [
+        "drive-0+ce6b906c623c2430.0000.parquet",
+        "drive-2+2b1e7344ed322359.0000.parquet",
+        "drive-4.0000.parquet",
+    ]
     data = open_dataset(str(tmp_path / "out"))
     assert len(data) == 15
     assert np.abs(data[data.index_of("drive-3/2.bin")].xyz - 3.2).max() < 0.0026
+
+
+def test_another_group_that_begins_alike_leaves_what_is_there(raw: Path, tmp_path: Path) -> None:
+    (raw / "drive-0" / "broken").touch()
+    to(tmp_path / "out", raw, options={"group": "2"}, limit=2, on_bad_frame="skip")
+    assert open_dataset(str(tmp_path / "out")).sequences == ("drive-1",)
+    (raw / "drive-0" / "broken").unlink()
+    to(tmp_path / "out", raw, options={"group": "2"})  # drive-0 now shares a file with drive-2
+    data = open_dataset(str(tmp_path / "out"))
+    assert data.sequences == tuple(f"drive-{i}" for i in range(5))
+    assert [round(float(frame.xyz[0, 0]), 1) for frame in data] == [d + f / 10 for d in range(5) for f in range(3)]
+
+
+def test_a_store_that_fails_sets_no_frame_aside(raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = files.read_points
+
+    def read(root: str, relative: str, columns: Any) -> Any:
+        if relative == "drive-2/1.bin":
+            raise StoreError("cannot read the file: slow down", where=relative)
+        return original(root, relative, columns)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "read_points", read)
+        with pytest.raises(DataError, match="slow down"):
+            to(tmp_path / "out", raw, on_bad_frame="skip")
+    assert to(tmp_path / "out", raw).num_frames == 15
 
 
 def test_the_source_files_are_hashed(raw: Path, tmp_path: Path) -> None:

@@ -201,6 +201,12 @@ def test_a_vehicle_that_is_calibrated_a_little_otherwise_is_of_the_same_rig(tmp_
     assert (data.info.rig, data.info.provenance) == (RIG, "monday")
 
 
+def test_a_lidar_id_that_no_lidar_has_is_named(tmp_path: Path) -> None:
+    for wrong in (np.full(500, 7, np.uint8), np.full(500, -1, np.int64)):
+        with pytest.raises(DataError, match=f"lidar_id {wrong[0]} is not in the rig"), writer(tmp_path / "data") as w:
+            w.add(make_sweep(lidar_id=wrong))
+
+
 def test_two_writers_of_the_same_frames_are_found_out(tmp_path: Path) -> None:
     first, second = writer(tmp_path / "data"), writer(tmp_path / "data")
     with first as w:
