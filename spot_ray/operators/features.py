@@ -39,6 +39,16 @@ def check_features(names: Sequence[str], info: DatasetInfo) -> None:
         raise ConfigError(f"the features are {list(names)}", where=where, expected="x, y, z, then others, each once")
 
 
+def features_lacking(sweep: Sweep, names: Sequence[str]) -> tuple[str, ...]:
+    """Return those of some features whose column a sweep, read with all that they need, does not have."""
+    return tuple(
+        name
+        for name in names
+        if (name in COLUMN_OF and getattr(sweep, COLUMN_OF[name]) is None)
+        or (name.startswith(EXTRA) and name.removeprefix(EXTRA) not in sweep.extra)
+    )
+
+
 def columns_of(names: Sequence[str], info: DatasetInfo) -> tuple[str, ...]:
     """Return the point columns beside `xyz` that the features need."""
     columns = [COLUMN_OF.get(name, name) for name in names if name not in (*COORDINATES, TIME_LAG)]

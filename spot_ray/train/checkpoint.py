@@ -13,6 +13,7 @@ A folder without `complete.json` does not exist to a reader, on a disk as in an 
 
 from __future__ import annotations
 
+import hashlib
 import re
 from dataclasses import dataclass
 from typing import TypeVar
@@ -255,6 +256,15 @@ def read_weights(uri: str) -> tuple[dict[str, Tensor], ModelDescription, str]:
     return checkpoint.tensors(_MODEL), checkpoint.description(), checkpoint.uri
 
 
+def weights_digest(uri: str) -> str:
+    """Return the SHA-256 of a checkpoint's weights in hex: the same wherever the checkpoint lies, and only then.
+
+    Raises:
+        CheckpointError: If the checkpoint is missing, incomplete or of another format.
+    """
+    return _Reader(resolve(uri)).digest(_MODEL)
+
+
 class _Reader:
     """Reads the files of one checkpoint and checks their sizes."""
 
@@ -285,6 +295,9 @@ class _Reader:
         except safetensors.SafetensorError as error:
             raise CheckpointError(f"not a safetensors file: {error}", where=uris.join(self.uri, name)) from None
         return tensors
+
+    def digest(self, name: str) -> str:
+        return hashlib.sha256(self._bytes(name)).hexdigest()
 
     def _bytes(self, name: str) -> bytes:
         file = uris.join(self.uri, name)

@@ -7,11 +7,14 @@ the prediction lies in the label grid as labels on disk do.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from spot_ray.errors import DataError
 from spot_ray.operators.features import check_features, point_features
@@ -24,15 +27,34 @@ from spot_ray.storage.dataset import Dataset
 from spot_ray.train.checkpoint import LoadedModel
 
 
-def prediction_columns(loaded: LoadedModel, info: DatasetInfo) -> tuple[str, ...]:
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """The occupancy of a frame as a network sees it.
+
+    Args:
+        values: (nx, ny, nz) uint8, in the ego frame: each voxel's most likely value, 0 (empty) to N.
+        confidence: (nx, ny, nz) float32: the softmax probability of that value, over 0 to 1.
+    """
+
+    values: npt.NDArray[np.uint8]
+    confidence: npt.NDArray[np.float32]
+
+
+def prediction_columns(loaded: LoadedModel, info: DatasetInfo, *, zero_features: Sequence[str] = ()) -> tuple[str, ...]:
     """Return the point columns beside `xyz` that a prediction needs, as `Dataset.read` takes them.
+
+    Args:
+        loaded: The network.
+        info: The dataset.
+        zero_features: Input features of the network that are not read.
 
     Raises:
         ConfigError: If the dataset lacks an input feature of the network.
     """
-    check_features(loaded.features, info)
+    features = [name for name in loaded.features if name not in zero_features]
+    check_features(features, info)
     data = loaded.config.data
-    return input_columns(loaded.features, info, merge=data.merge, deskew=data.deskew)
+    return input_columns(features, info, merge=data.merge, deskew=data.deskew)
 
 
 def predict_dataset(
@@ -59,20 +81,71 @@ def predict_dataset(
         ConfigError: If the dataset lacks an input feature of the network, or the sweeps that it would merge.
         DataError: If a frame lacks one, or no point of a batch lies in the network's range.
     """
+    for sweeps, clouds in _read_clouds(loaded, dataset, frames, columns, batch_size, ()):
+        yield from zip(sweeps, _predict(loaded, clouds), strict=True)
+
+
+def predict_with_confidence(
+    loaded: LoadedModel,
+    dataset: Dataset,
+    frames: Sequence[int],
+    *,
+    columns: Sequence[str] = (),
+    batch_size: int = 1,
+    zero_features: Sequence[str] = (),
+) -> Iterator[tuple[Sweep, Prediction]]:
+    """Predict frames of a dataset as :func:`predict_dataset` does, and tell how sure the network is of every voxel.
+
+    Args:
+        loaded: The network, in evaluation mode; it runs on the device that it is on.
+        dataset: The dataset.
+        frames: Indices of the frames.
+        columns: Point columns that the sweeps shall have beside those that the network needs.
+        batch_size: Frames that are computed at once; each takes 8 · (N + 1) bytes a voxel.
+        zero_features: Input features of the network that are 0 for every point, such as those that this dataset lacks.
+
+    Yields:
+        Each frame's own sweep and its prediction.
+
+    Raises:
+        ConfigError: If the dataset lacks an input feature of the network, or the sweeps that it would merge.
+        DataError: If a frame lacks one, or no point of a batch lies in the network's range.
+    """
+    for sweeps, clouds in _read_clouds(loaded, dataset, frames, columns, batch_size, zero_features):
+        with torch.inference_mode():
+            logits = _logits(loaded, clouds)
+            values = logits.argmax(dim=1, keepdim=True)
+            confidence = (logits.gather(1, values) - logits.logsumexp(dim=1, keepdim=True)).exp()
+        predictions = map(Prediction, _to_label_order(values[:, 0].to(torch.uint8)), _to_label_order(confidence[:, 0]))
+        yield from zip(sweeps, predictions, strict=True)
+
+
+def _read_clouds(
+    loaded: LoadedModel,
+    dataset: Dataset,
+    frames: Sequence[int],
+    columns: Sequence[str],
+    batch_size: int,
+    zero_features: Sequence[str],
+) -> Iterator[tuple[list[Sweep], list[npt.NDArray[np.float32]]]]:
+    """Iterate over batches of frames as training reads them: their own sweeps, and their (N, C) features."""
     data = loaded.config.data
     read = read_frames(
         dataset,
         frames,
-        (*prediction_columns(loaded, dataset.info), *columns),
+        (*prediction_columns(loaded, dataset.info, zero_features=zero_features), *columns),
         merge=data.merge,
         deskew=data.deskew,
     )
+    kept = [i for i, name in enumerate(loaded.features) if name not in zero_features]
+    names = [loaded.features[i] for i in kept]
     while batch := list(islice(read, batch_size)):
-        clouds = [
-            point_features(frame.merged, loaded.features, dataset.info.rig, time_lag_s=frame.time_lag_s)
-            for frame in batch
-        ]
-        yield from zip((frame.own for frame in batch), _predict(loaded, clouds), strict=True)
+        clouds = []
+        for frame in batch:
+            cloud = np.zeros((len(frame.merged), len(loaded.features)), dtype=np.float32)
+            cloud[:, kept] = point_features(frame.merged, names, dataset.info.rig, time_lag_s=frame.time_lag_s)
+            clouds.append(cloud)
+        yield [frame.own for frame in batch], clouds
 
 
 def predict_sweep(loaded: LoadedModel, sweep: Sweep, info: DatasetInfo) -> npt.NDArray[np.uint8]:
@@ -109,15 +182,24 @@ def predict_frames(
 
 def _predict(loaded: LoadedModel, clouds: Sequence[npt.NDArray[np.float32]]) -> list[npt.NDArray[np.uint8]]:
     """Return the prediction of each of some clouds of (N, C) features, which are computed at once."""
+    with torch.inference_mode():
+        return _to_label_order(_logits(loaded, clouds).argmax(dim=1).to(torch.uint8))
+
+
+def _logits(loaded: LoadedModel, clouds: Sequence[npt.NDArray[np.float32]]) -> Tensor:
+    """Return the (B, N + 1, nz, ny, nx) float32 logits of some clouds; -inf for a class that was never trained."""
     device = next(loaded.model.parameters()).device
     labelled = loaded.taxonomy.mask("labelled")
     untrained = torch.from_numpy(np.flatnonzero(~labelled)[1:]).to(device)  # empty, the first, always is
     points = torch.from_numpy(np.concatenate(clouds)).to(device)
     offsets = torch.from_numpy(np.cumsum([0, *map(len, clouds)], dtype=np.int64)).to(device)
-    with torch.inference_mode():
-        logits = loaded.model(points, offsets).index_fill(1, untrained, -torch.inf)
-        values = logits.argmax(dim=1).to(torch.uint8).cpu().numpy()
-    return [np.ascontiguousarray(to_network_order(value), dtype=np.uint8) for value in values]
+    logits: Tensor = loaded.model(points, offsets)
+    return logits.index_fill(1, untrained, -torch.inf)
+
+
+def _to_label_order(values: Tensor) -> list[npt.NDArray[Any]]:
+    """Return each sample of a (B, nz, ny, nx) tensor as an (nx, ny, nz) array."""
+    return [np.ascontiguousarray(to_network_order(value)) for value in values.cpu().numpy()]
 
 
 def class_table(source: Sequence[str], target: Sequence[str], *, where: str) -> npt.NDArray[np.uint8]:
