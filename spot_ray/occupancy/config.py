@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from spot_ray.errors import ConfigError
 from spot_ray.geometry.grid import VoxelGrid
@@ -14,6 +15,11 @@ class LabelConfig:
 
     Args:
         grid: The voxel grid, in the ego frame of every frame.
+        classes: The classes of the labels: `all` those of the dataset; `foreground`: its foreground classes, ground
+            and other; `binary`: occupied; `auto`: the most of these that the source's own labels bear.
+        window_m: How far before and behind a frame on the vehicle's way a sweep may be to count in its labels, metres.
+            Drift of the poses smears what is aggregated over more, and memory is bounded by it.
+        window_s: The same in seconds: a place that is driven through again later has changed.
         align_heights: Correct the height of the poses by the ground that neighbouring sweeps share; see
             :mod:`spot_ray.occupancy.heights`.
         cell_m: Edge of the cells on which aggregated points are merged to one (their mean), metres. It bounds memory: a
@@ -22,37 +28,49 @@ class LabelConfig:
         knn_radius_m: How far a neighbour may be, metres.
         box_margin_m: Boxes are enlarged by this much on their sides and top, metres; not below, where the ground is.
         moving_m: A track whose centre is displaced by more than this over the sequence moves, metres.
+        least_area: A voxel is occupied if it holds at least so much surface, as a part of a voxel's face.
+        ground_reach_m: How far from measured ground the ground is interpolated, metres; farther than half a metre only
+            where a ray passed.
         space_cell_m: Edge of the cells of the sequence's own grid, in which all sweeps' rays are cast once, metres.
         free_fraction: Part of a voxel that rays of the sequence must have passed for it to be called empty: from 0 (any
-            part) to 1. Rays that graze a voxel's corner leave room for a surface: on synthetic drives (32 beams, 20
-            sweeps) 4.8 % of the voxels labelled empty hold something at 0 and 2.8 % at 0.75, for 30 % less space that
-            counts as observed.
+            part) to 1.
         ego_body_m: Box around the vehicle itself: x, y, z lower, then upper corner, ego frame, metres. Points in it
             that have no class and lie in no box are returns from its own body: they would leave a trail along its path.
+        aggregate: Whether other sweeps count at all.
+        propagate: Whether unlabelled points get the class of labelled neighbours.
+        fill_holes: Whether surfaces between scan lines are filled.
+        visibility: Whether voxels that no ray passed are unobserved; if not, all that is not occupied is called empty.
     """
 
     grid: VoxelGrid = field(default_factory=VoxelGrid)
+    classes: Literal["auto", "all", "foreground", "binary"] = "auto"
+    window_m: float = 100.0
+    window_s: float = 20.0
     align_heights: bool = True
     cell_m: float = 0.1
     knn_neighbours: int = 5
     knn_radius_m: float = 0.5
     box_margin_m: float = 0.1
     moving_m: float = 0.5
+    least_area: float = 0.1
+    ground_reach_m: float = 6.0
     space_cell_m: float = 0.2
-    free_fraction: float = 0.75
+    free_fraction: float = 0.0
     ego_body_m: tuple[float, float, float, float, float, float] = (-2.5, -1.2, -0.5, 4.0, 1.2, 2.2)
+    aggregate: bool = True
+    propagate: bool = True
+    fill_holes: bool = True
+    visibility: bool = True
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        positive = ("cell_m", "knn_neighbours", "knn_radius_m", "space_cell_m")
+        positive = ("window_m", "window_s", "cell_m", "knn_neighbours", "knn_radius_m", "space_cell_m")
         for name in positive:
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}", where="label config", expected="more than 0")
-        if self.box_margin_m < 0 or self.moving_m < 0:
-            raise ConfigError(
-                f"box_margin_m is {self.box_margin_m}, moving_m is {self.moving_m}",
-                where="label config",
-                expected="at least 0",
-            )
-        if not 0 <= self.free_fraction <= 1:
-            raise ConfigError(f"free_fraction is {self.free_fraction}", where="label config", expected="0 to 1")
+        for name in ("box_margin_m", "moving_m", "ground_reach_m"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}", where="label config", expected="at least 0")
+        for name in ("free_fraction", "least_area"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}", where="label config", expected="0 to 1")
