@@ -67,7 +67,7 @@ def write(uri: str, frames: int) -> None:
     with DatasetWriter(uri, name="speed", rig=[WAYMO_TOP], taxonomy=PAPER_TAXONOMY) as writer:
         for sweep in sweeps:
             writer.add(sweep)
-    with OccupancyWriter(uri, OccupancyInfo("default", GRID, PAPER_TAXONOMY.class_names, {})) as labels:
+    with OccupancyWriter(uri, OccupancyInfo("default", GRID, PAPER_TAXONOMY.classes, {})) as labels:
         labels.add_sequence("s", [_label(sweep) for sweep in sweeps])
 
 

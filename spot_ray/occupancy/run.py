@@ -225,7 +225,7 @@ def _commit(
                     on_sequence(sequence_id, report)
         existing = open_occupancy(dataset.uri, name).info.provenance if name in list_label_sets(dataset.uri) else None
         provenance = _provenance(config, total, existing)
-        info = OccupancyInfo(name, config.grid, dataset.info.taxonomy.class_names, provenance)
+        info = OccupancyInfo(name, config.grid, dataset.info.taxonomy.classes, provenance)
         commit_occupancy(dataset.uri, info, tables)
     except BaseException:
         folder = uris.join(label_set_uri(dataset.uri, name), "shards")

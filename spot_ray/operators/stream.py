@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
-from spot_ray.errors import DataError, SpotRayError
+from spot_ray.errors import SpotRayError
 from spot_ray.geometry.grid import VoxelGrid
 from spot_ray.operators.augment import Augment, build_augment
 from spot_ray.operators.batch import Batch
@@ -205,13 +205,6 @@ def _open(uri: str, config: DataConfig, parts: Sequence[str] | None) -> tuple[Da
     dataset = open_dataset(uri, parts=parts)
     labels = open_occupancy(uri, config.labels)
     check_features(config.features, dataset.info)
-    if labels.info.class_names != dataset.info.taxonomy.class_names:
-        raise DataError(
-            f"the labels {config.labels!r} have the classes {', '.join(labels.info.class_names)}",
-            where=dataset.uri,
-            expected=f"those of the dataset's taxonomy: {', '.join(dataset.info.taxonomy.class_names)}",
-            remedy="label the dataset again under another name",
-        )
     return dataset, labels
 
 

@@ -1,6 +1,7 @@
 """Occupancy of one frame: sparse occupied voxels and bit masks of what was observed.
 
-Voxel values: 0 = empty, 1 to N = the taxonomy's classes, 255 = unobserved (dense arrays only).
+Voxel values: 0 = empty, 1 to N = the label set's classes, 255 = unobserved (dense arrays only). A label set has classes
+of its own: those of the dataset's taxonomy, or coarser ones that its boxes alone, or no labels at all, can tell apart.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ import numpy.typing as npt
 
 from spot_ray.errors import DataError
 from spot_ray.geometry.grid import VoxelGrid, pack_bits, unpack_bits
-from spot_ray.schema.taxonomy import EMPTY, IGNORE
+from spot_ray.schema.taxonomy import EMPTY, IGNORE, SemanticClass, Taxonomy
 
-OCCUPANCY_VERSION = 1
+OCCUPANCY_VERSION = 2
+"""1: names of classes alone, those of the dataset's taxonomy. 2: the classes whole, of the label set's own."""
 
 
 @dataclass(frozen=True)
@@ -24,16 +26,35 @@ class OccupancyInfo:
     Args:
         name: Name of the label set; one dataset may hold several.
         grid: The voxel grid, in the ego frame.
-        class_names: Names of the classes 1 to N.
+        classes: The classes 1 to N.
         provenance: How the labels were made: a JSON-able record of parameters.
+        generation: How often the set was replaced; see :mod:`spot_ray.storage.occupancy`.
         version: Format version.
+
+    Raises:
+        DataError: If two classes have one name, or there are no or more than 254 classes.
     """
 
     name: str
     grid: VoxelGrid
-    class_names: tuple[str, ...]
+    classes: tuple[SemanticClass, ...]
     provenance: dict[str, str | int | float | bool | None]
+    generation: int = 0
     version: int = OCCUPANCY_VERSION
+
+    def __post_init__(self) -> None:
+        """Check the classes."""
+        _ = self.taxonomy
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes 1 to N."""
+        return tuple(c.name for c in self.classes)
+
+    @property
+    def taxonomy(self) -> Taxonomy:
+        """The classes as a taxonomy, named as the label set, whose source ids are the ids of the classes."""
+        return Taxonomy.from_classes(self.name, self.classes)
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,13 +8,14 @@ from types import TracebackType
 
 import pyarrow as pa
 
-from spot_ray.config.load import from_json, to_json
+from spot_ray.config.load import to_json
 from spot_ray.errors import DataError
 from spot_ray.schema.manifest import OCCUPANCY_MANIFEST
-from spot_ray.schema.occupancy import OCCUPANCY_VERSION, Occupancy, OccupancyInfo
+from spot_ray.schema.occupancy import Occupancy, OccupancyInfo
 from spot_ray.storage import manifest
 from spot_ray.storage import uri as uris
 from spot_ray.storage.codec import OCCUPANCY_SCHEMA, decode_occupancy, encode_occupancy
+from spot_ray.storage.occupancy_info import read_occupancy_info
 from spot_ray.storage.shards import ShardReader, ShardWriter, shard_name
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9._-]*")
@@ -72,7 +73,7 @@ def _check_existing(uri: str, info: OccupancyInfo) -> set[str]:
     if info.name not in list_label_sets(uri):
         return set()
     existing = open_occupancy(uri, info.name)
-    if (existing.info.grid, existing.info.class_names) != (info.grid, info.class_names):
+    if (existing.info.grid, existing.info.classes) != (info.grid, info.classes):
         raise DataError(
             f"label set {info.name!r} exists with another grid or other classes",
             where=label_set_uri(uri, info.name),
@@ -192,7 +193,7 @@ def open_occupancy(uri: str, name: str) -> OccupancySet:
     """Open a label set of a dataset.
 
     Raises:
-        DataError: If there is no such set, or one of a newer version.
+        DataError: If there is no such set, one of a newer version, or one of version 1 without the dataset's classes.
     """
     folder = label_set_uri(uri, name)
     where = uris.join(folder, "info.json")
@@ -204,14 +205,7 @@ def open_occupancy(uri: str, name: str) -> OccupancySet:
             expected=f"one of: {', '.join(known)}" if known else "",
             remedy=f"make them: spot-ray label --data {uri}" + ("" if name == "default" else f" --name {name}"),
         )
-    info = from_json(OccupancyInfo, uris.read_bytes(where), where=where)
-    if info.version > OCCUPANCY_VERSION:
-        raise DataError(
-            f"the labels have version {info.version}",
-            where=where,
-            expected=f"at most {OCCUPANCY_VERSION}",
-            remedy="upgrade spot_ray",
-        )
+    info = read_occupancy_info(uri, where)
     parts = uris.join(folder, "manifest")
     rows = manifest.read_parts(parts, OCCUPANCY_MANIFEST, manifest.list_parts(parts))
     return OccupancySet(uris.absolute(uri), info, rows)

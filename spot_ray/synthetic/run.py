@@ -55,7 +55,7 @@ def synthesize(
     labels: AbstractContextManager[OccupancyWriter | None] = nullcontext()
     if exact_grid is not None:
         info = OccupancyInfo(
-            exact_name, exact_grid, PAPER_TAXONOMY.class_names, {"source": "exact", "preset": preset, "seed": seed}
+            exact_name, exact_grid, PAPER_TAXONOMY.classes, {"source": "exact", "preset": preset, "seed": seed}
         )
         labels = OccupancyWriter(uri, info)
     with writer, labels as exact:

@@ -19,6 +19,7 @@ from spot_ray.schema.subset import Subset
 from spot_ray.schema.taxonomy import Taxonomy
 from spot_ray.storage import uri as uris
 from spot_ray.storage.dataset import Dataset, open_dataset
+from spot_ray.storage.occupancy import open_occupancy
 from spot_ray.train.checkpoint import CONFIG_FILE, ModelDescription, latest_checkpoint, read_config
 from spot_ray.train.config import PretrainConfig
 from spot_ray.train.transfer import LoadReport, load_weights
@@ -168,7 +169,7 @@ def prepare_run(
     )
     description = ModelDescription(
         features=config.data.features,
-        taxonomy=dataset.info.taxonomy,
+        taxonomy=open_occupancy(data, config.data.labels).info.taxonomy,
         grid=config.grid,
         lidar_names=tuple(lidar.name for lidar in dataset.info.rig),
         labels=config.data.labels,

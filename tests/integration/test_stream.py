@@ -57,7 +57,7 @@ def write(folder: Path, *, driving: bool = False) -> str:
         for sequence in sweeps.values():
             for sweep in sequence:
                 writer.add(sweep)
-    with OccupancyWriter(uri, OccupancyInfo("default", GRID, PAPER_TAXONOMY.class_names, {})) as writer:
+    with OccupancyWriter(uri, OccupancyInfo("default", GRID, PAPER_TAXONOMY.classes, {})) as writer:
         for name, sequence in sweeps.items():
             writer.add_sequence(name, [_label(sweep) for sweep in sequence])
     return uri

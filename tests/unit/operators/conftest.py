@@ -71,7 +71,7 @@ def write_dataset(folder: Path) -> str:
         for sequence in sweeps.values():
             for sweep in sequence:
                 writer.add(sweep)
-    with OccupancyWriter(uri, OccupancyInfo("default", GRID, TAXONOMY.class_names, {})) as labels:
+    with OccupancyWriter(uri, OccupancyInfo("default", GRID, TAXONOMY.classes, {})) as labels:
         for sequence_id, sequence in sweeps.items():
             labels.add_sequence(sequence_id, [label(sweep) for sweep in sequence])
     return uri

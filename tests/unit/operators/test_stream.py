@@ -14,6 +14,7 @@ from spot_ray.operators.config import AugmentConfig, BalanceConfig, BeamConfig, 
 from spot_ray.operators.stream import iterate
 from spot_ray.schema.occupancy import OccupancyInfo
 from spot_ray.schema.subset import Subset
+from spot_ray.schema.taxonomy import SemanticClass
 from spot_ray.storage.dataset import open_dataset
 from spot_ray.storage.occupancy import OccupancyWriter, open_occupancy
 
@@ -152,7 +153,7 @@ def test_a_truncated_shard(own_uri):
 def test_labels_outside_their_grid(own_uri):
     info = open_occupancy(own_uri, "default").info
     small = VoxelGrid((-8.0, -8.0, -2.2), (0.4, 0.4, 0.4), (10, 10, 16))
-    with OccupancyWriter(own_uri, OccupancyInfo("wrong", small, info.class_names, {})) as writer:
+    with OccupancyWriter(own_uri, OccupancyInfo("wrong", small, info.classes, {})) as writer:
         labels = open_occupancy(own_uri, "default")
         for sequence_id, count in (("a", 7), ("b", 4)):
             writer.add_sequence(sequence_id, [labels.get(sequence_id, f"{i:03d}") for i in range(count)])
@@ -169,12 +170,21 @@ def test_frames_without_labels_are_counted(own_uri):
         batches(own_uri, replace(AS_IT_IS, labels="some"))
 
 
-def test_labels_of_other_classes(own_uri):
+def test_labels_have_classes_of_their_own(own_uri):
     labels = open_occupancy(own_uri, "default")
-    with OccupancyWriter(own_uri, replace(labels.info, name="other", class_names=("tree",))) as writer:
-        writer.add_sequence("a", [labels.get("a", "000")])
-    with pytest.raises(DataError, match="have the classes tree"):
-        batches(own_uri, replace(CONFIG, labels="other"))
+    with OccupancyWriter(
+        own_uri, replace(labels.info, name="binary", classes=(SemanticClass("occupied", (0, 0, 0)),))
+    ) as writer:
+        for sequence_id, count in (("a", 7), ("b", 4)):
+            frames = [labels.get(sequence_id, f"{i:03d}") for i in range(count)]
+            writer.add_sequence(sequence_id, [replace(f, semantic=np.ones_like(f.semantic)) for f in frames])
+    before, after = batches(own_uri, AS_IT_IS), batches(own_uri, replace(AS_IT_IS, labels="binary"))
+    assert len(before) == len(after)
+    for one, other in zip(before, after, strict=True):
+        np.testing.assert_array_equal(one.occupancy_index, other.occupancy_index)
+        np.testing.assert_array_equal(one.box_class, other.box_class)  # boxes keep the dataset's classes
+        assert np.unique(one.occupancy_class).tolist() != [1]
+        assert np.unique(other.occupancy_class).tolist() == [1]
 
 
 def test_mistakes_show_before_the_first_batch(uri):

@@ -81,7 +81,7 @@ def write(folder: Path, *, skewed: bool = False, poses: bool = True, lossless: b
                 sweep = seen(name, frame, skewed=skewed)
                 writer.add(sweep if poses else replace(sweep, world_SE3_ego=None))
     bits = pack_bits(np.zeros(GRID.num_voxels, bool))
-    with OccupancyWriter(uri, OccupancyInfo("default", GRID, PAPER_TAXONOMY.class_names, {})) as labels:
+    with OccupancyWriter(uri, OccupancyInfo("default", GRID, PAPER_TAXONOMY.classes, {})) as labels:
         for name in "ab":
             none = np.zeros(0, np.int32)
             labels.add_sequence(

@@ -92,7 +92,7 @@ def test_a_dataset_without_any_label_counts_none(tmp_path: Path) -> None:
 
 def test_label_sets_are_listed_with_their_frames(dataset: Dataset) -> None:
     grid = VoxelGrid(shape=(2, 2, 2))
-    info = OccupancyInfo(name="default", grid=grid, class_names=TAXONOMY.class_names, provenance={})
+    info = OccupancyInfo(name="default", grid=grid, classes=TAXONOMY.classes, provenance={})
     none = np.zeros(0, np.int32), np.zeros(0, np.uint8)
     with OccupancyWriter(dataset.uri, info) as writer:
         writer.add_sequence("a", [Occupancy("a", "0", *none, np.zeros(1, np.uint8))])

@@ -8,13 +8,15 @@ import pytest
 from spot_ray.errors import DataError
 from spot_ray.geometry.grid import VoxelGrid, pack_bits
 from spot_ray.schema.occupancy import Occupancy, OccupancyInfo, to_network_order
+from spot_ray.schema.taxonomy import SemanticClass
 from spot_ray.storage.occupancy import OccupancyWriter, list_label_sets, open_occupancy
 
 GRID = VoxelGrid((-0.8, -0.8, -0.2), (0.4, 0.4, 0.4), (4, 4, 3))
 
 
 def info(name: str = "default", grid: VoxelGrid = GRID) -> OccupancyInfo:
-    return OccupancyInfo(name, grid, ("road", "car"), {"made_by": "hand"})
+    classes = (SemanticClass("road", (1, 2, 3), ground=True), SemanticClass("car", (4, 5, 6), foreground=True))
+    return OccupancyInfo(name, grid, classes, {"made_by": "hand"})
 
 
 def frame(frame_id: str) -> Occupancy:

@@ -16,7 +16,8 @@ from spot_ray.schema.sweep import Sweep
 from spot_ray.schema.taxonomy import PAPER_TAXONOMY
 from spot_ray.storage import uri as uris
 from spot_ray.storage.dataset import open_dataset
-from spot_ray.storage.ingest import Ingest, write_receipt
+from spot_ray.storage.ingest import Ingest
+from spot_ray.storage.ledger import write_receipt
 from spot_ray.storage.manifest import SequenceNotes
 from spot_ray.storage.occupancy import OccupancyWriter, open_occupancy
 from spot_ray.storage.remove import remove_sequence
@@ -48,7 +49,7 @@ def write(uri: Path, *, sequences_a_shard: int, finish: int | None = None) -> In
 
 
 def label(uri: Path) -> None:
-    with OccupancyWriter(str(uri), OccupancyInfo("default", GRID, PAPER_TAXONOMY.class_names, {})) as writer:
+    with OccupancyWriter(str(uri), OccupancyInfo("default", GRID, PAPER_TAXONOMY.classes, {})) as writer:
         for name in NAMES:
             frames = [
                 Occupancy(name, str(f), np.zeros(1, np.int32), np.ones(1, np.uint8), np.full(8, 255, np.uint8))

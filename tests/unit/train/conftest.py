@@ -140,7 +140,7 @@ def write_dataset(
     """Write a labelled dataset of random points; the frame named `broken` has no intensity that is a number."""
     rng = np.random.default_rng(0)
     rig = (LidarSpec("one", 0, "spinning", 4, (-10.0, 10.0), intensity_max=1.0),)
-    info = OccupancyInfo("default", GRID, TAXONOMY.class_names, {})
+    info = OccupancyInfo("default", GRID, TAXONOMY.classes, {})
     with DatasetWriter(uri, name="toy", rig=rig, taxonomy=TAXONOMY) as writer:
         labels = {
             name: [_frame(writer, rng, name, f, broken) for f in range(count)]

@@ -67,7 +67,7 @@ def write(uri: Path, toy: ModuleType, sequences: dict[str, list[list[float]]], *
 
 def label(uri: str, toy: ModuleType, name: str, frames: dict[str, list[list[int]]], grid: VoxelGrid = GRID) -> None:
     """Write label rows: four values along x; on the larger grid they lie in its middle, all around is road."""
-    info = OccupancyInfo(name, grid, toy.TAXONOMY.class_names, {})
+    info = OccupancyInfo(name, grid, toy.TAXONOMY.classes, {})
     with OccupancyWriter(uri, info) as writer:
         for sequence_id, rows in frames.items():
             made = []
