@@ -22,10 +22,9 @@ _ROAD = PAPER_TAXONOMY.id_of("road")
 _WALKABLE = PAPER_TAXONOMY.id_of("walkable")
 _LAST_ROAD_MATERIAL = int(Material.PAINT)
 
-# Who gets a voxel that several touch: foreground, then other objects, the small before the large, then ground.
 _SMALL = ("sign", "traffic light", "construction cone")
 _LARGE = ("building", "vegetation")
-_RANK = np.array(
+RANK = np.array(
     [
         0,
         *(
@@ -35,6 +34,8 @@ _RANK = np.array(
     ],
     dtype=np.uint8,
 )
+"""(16,) uint8 by class. Who gets a voxel that several touch: foreground, then other objects, the small before the
+large, then ground."""
 
 
 def exact_labels(
@@ -65,7 +66,7 @@ def exact_labels(
     first = np.floor((low - lower) / size).astype(np.int64)
     last = np.floor((high - lower) / size).astype(np.int64)
     _mark_solids(
-        solids.kind, solids.center, solids.axes, solids.half, solid_class, first, last, lower, size, _RANK, labels
+        solids.kind, solids.center, solids.axes, solids.half, solid_class, first, last, lower, size, RANK, labels
     )
     return labels
 

@@ -22,6 +22,7 @@ from spot_ray.synthetic.primitives import Solids
 from spot_ray.synthetic.scene import Thing, build_scene
 from spot_ray.synthetic.sensor import Beams, Objects, Returns, scan
 from spot_ray.synthetic.streets import lay_out
+from spot_ray.synthetic.surface import surface_areas, surface_labels
 
 Float = npt.NDArray[np.float64]
 
@@ -177,10 +178,33 @@ class World:
         observed = pack_bits(np.ones(grid.num_voxels, dtype=bool))
         return Occupancy(self.sequence_id, _frame_id(frame), index, labels[index], observed)
 
+    def surface_occupancy(self, frame: int, grid: VoxelGrid) -> npt.NDArray[np.uint8]:
+        """Return the true occupancy of a frame by surface; see :mod:`spot_ray.synthetic.surface`.
+
+        Args:
+            frame: 0 to `num_frames` − 1.
+            grid: The voxel grid.
+
+        Returns:
+            (nx, ny, nz) uint8: 0 empty, else the class.
+        """
+        return surface_labels(self.surface_areas(frame, grid), grid)
+
+    def surface_areas(self, frame: int, grid: VoxelGrid) -> npt.NDArray[np.float32]:
+        """Return the (nx, ny, nz, 16) float32 areas of the surfaces in each voxel by class, square metres."""
+        world_SE3_ego = self._world_SE3_ego[frame]
+        solids = self.solids(frame, se3.invert(world_SE3_ego))
+        solid_class = self._objects.class_id[solids.owner].astype(np.uint8)
+        return surface_areas(grid, self.ground, solids, solid_class, world_SE3_ego)
+
+    def thing_poses(self, frame: int) -> Float:
+        """Return the (things, 4, 4) poses `world_SE3_thing` of all `things` at a frame."""
+        return np.concatenate([self._still_poses, self._mover_poses[frame]])
+
     def _boxes(self, frame: int, owner: npt.NDArray[np.int32]) -> Boxes:
         """Return the boxes of all movable things in range, seen or not."""
         ego_SE3_world = se3.invert(self._world_SE3_ego[frame])
-        poses = ego_SE3_world @ np.concatenate([self._still_poses, self._mover_poses[frame]])
+        poses = ego_SE3_world @ self.thing_poses(frame)
         near = self._annotated & (np.hypot(poses[:, 0, 3], poses[:, 1, 3]) < self.preset.noise.max_range_m)
         index = np.flatnonzero(near)
         middle = (self._box_low[index] + self._box_high[index]) / 2
