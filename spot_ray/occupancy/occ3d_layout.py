@@ -6,7 +6,8 @@ names of the KITTI form (`LoadOccGTFromFileWaymo`, `projects/mmdet3d_plugin/data
 `code`), and the converter that made those numbers the segments of a split by their names in alphabetical order, and
 frames by their place in the segment (`tools/data_converter/waymo_converter.py` of Tsinghua-MARS-Lab/CVT-Occ). So a
 number tells nothing without the names of the whole split: these are the dataset's, if it holds all of it, or those of
-a file `segments.txt` in the split's folder, a name a line in any order, which an export leaves there.
+a file `segments.txt` in the split's folder, a name a line in any order, which an export leaves there. That the released
+files follow this numbering is what the readers take for granted; it was not verified on them.
 """
 
 from __future__ import annotations

@@ -173,6 +173,7 @@ def test_files_are_told_by_scene_and_token_and_the_rest_is_counted(tmp_path: Pat
     assert report.points_in_occupied == report.worst_share == 0.5
     assert report.worst_sequence == "scene-0001"
     assert "50.0% of the points" in str(report)
+    assert "whether the files belong to these sequences" in str(report)
     labels = open_occupancy(uri, "occ3d")
     rows = sorted(labels.manifest.to_pylist(), key=lambda row: row["row_group"])
     assert [row["frame_id"] for row in rows] == ["b", "a"]  # in time
@@ -322,3 +323,14 @@ def test_the_verbs_tell_what_they_did(tmp_path: Path, capsys: pytest.CaptureFixt
         assert (file["mask_camera"] == file["mask_lidar"]).all()
     assert main(["import-labels", *form, "--source", out, "--name", "back"]) == 0
     assert "imported 1 frames of 1 sequences" in capsys.readouterr().out
+
+
+def test_points_where_the_labels_have_them_raise_no_doubt(tmp_path: Path) -> None:
+    uri = write_data(tmp_path / "data", {"scene-0001": ["a"]})
+    # By hand: (0.1 + 40) / 0.4 = 100.25, (0.1 + 1) / 0.4 = 2.75; (-39 + 40) / 0.4 = 2.5, (39 + 40) / 0.4 = 197.5,
+    # (5 + 1) / 0.4 = 15.
+    voxels = {(125, 91, 3): 4, (100, 100, 2): 11, (2, 197, 15): 16}
+    save_nuscenes(tmp_path / "occ3d", "scene-0001", "a", voxels)
+    report = import_labels(uri, form="occ3d-nuscenes", source=str(tmp_path / "occ3d"), name="occ3d")
+    assert report.worst_share == 1
+    assert "whether" not in str(report)
