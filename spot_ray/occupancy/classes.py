@@ -11,7 +11,7 @@ Inside the label generator ids are those of the dataset's taxonomy; a table turn
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -130,6 +130,28 @@ def label_classes(taxonomy: Taxonomy, kind: ClassKind) -> tuple[tuple[SemanticCl
     classes.append(_OTHER_CLASS)
     table[[*ids[~foreground & ~ground], IGNORE]] = len(classes)
     return tuple(classes), table
+
+
+def lookup_of(taxonomy: Taxonomy, class_names: tuple[str, ...]) -> npt.NDArray[np.uint8] | None:
+    """Return the (65536,) uint8 table from source ids to the classes of a label set, found by their names.
+
+    Args:
+        taxonomy: The dataset's.
+        class_names: The label set's.
+
+    Returns:
+        The table, as :meth:`Taxonomy.lookup` gives it for the dataset's own classes, 255 where unlabelled; None if the
+        classes are not those of any kind of :func:`label_classes`.
+    """
+    for kind in get_args(ClassKind):
+        try:
+            classes, table = label_classes(taxonomy, kind)
+        except ConfigError:  # so there cannot be such a set either
+            continue
+        if tuple(c.name for c in classes) == class_names:
+            lookup = taxonomy.lookup()
+            return np.where(lookup == IGNORE, np.uint8(IGNORE), table[lookup])
+    return None
 
 
 def fallback_class(taxonomy: Taxonomy) -> int:

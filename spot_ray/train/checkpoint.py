@@ -245,6 +245,15 @@ def read_config(run_uri: str) -> PretrainConfig | None:
     return from_json(PretrainConfig, uris.read_bytes(file), where=file) if uris.exists(file) else None
 
 
+def read_description(uri: str) -> ModelDescription:
+    """Return what the weights of a checkpoint, or of the newest one of a run, mean.
+
+    Raises:
+        CheckpointError: If the checkpoint is missing or incomplete.
+    """
+    return _Reader(resolve(uri)).description()
+
+
 def read_weights(uri: str) -> tuple[dict[str, Tensor], ModelDescription, str]:
     """Return a checkpoint's state dict on the CPU, what it means, and the checkpoint's URI.
 

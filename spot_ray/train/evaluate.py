@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -12,11 +12,12 @@ from spot_ray.errors import DataError
 from spot_ray.evaluate.baselines import PriorBaseline, SweepBaseline, SweepTrueClasses
 from spot_ray.evaluate.occupancy import OccupancyMetrics, OccupancyScores, evaluation_truth
 from spot_ray.geometry.grid import VoxelGrid
+from spot_ray.occupancy.classes import lookup_of
 from spot_ray.schema.occupancy import crop_occupancy
 from spot_ray.schema.subset import Subset
 from spot_ray.schema.sweep import Sweep
 from spot_ray.storage.dataset import Dataset, open_dataset
-from spot_ray.storage.occupancy import OccupancySet, open_occupancy
+from spot_ray.storage.occupancy import OccupancySet, label_set_uri, open_occupancy
 from spot_ray.storage.subset import frames_of
 from spot_ray.train.checkpoint import load_model
 from spot_ray.train.predict import class_table, predict_dataset
@@ -45,7 +46,8 @@ class EvaluationReport:
         sweep: Scores of :class:`~spot_ray.evaluate.baselines.SweepBaseline`; None without training data.
         prior: Scores of :class:`~spot_ray.evaluate.baselines.PriorBaseline`; None without training data.
         sweep_true_classes: Scores of :class:`~spot_ray.evaluate.baselines.SweepTrueClasses`, which knows more than any
-            method can; None without training data, or if a frame has no point classes.
+            method can; None without training data, or as `left_out` says.
+        left_out: Why a method that was asked for is not among the scores, by method.
     """
 
     checkpoint: str
@@ -58,6 +60,7 @@ class EvaluationReport:
     sweep: OccupancyScores | None = None
     prior: OccupancyScores | None = None
     sweep_true_classes: OccupancyScores | None = None
+    left_out: dict[str, str] = field(default_factory=dict)
 
     def scores(self) -> dict[str, OccupancyScores]:
         """Return the scores that there are, by method."""
@@ -82,7 +85,8 @@ def evaluate_checkpoint(
     """Evaluate a checkpoint on the labelled frames of a dataset.
 
     A voxel counts if it lies in the checkpoint's grid and the label set `labels` observed it; its true value is that of
-    the label set `truth`. Classes are matched by name; a class of the truth that the checkpoint does not know scores 0.
+    the label set `truth`, whose classes are scored. They are matched by name with those of the checkpoint and of the
+    baselines' labels; a class of the truth that the checkpoint does not know scores 0.
 
     Args:
         checkpoint: A checkpoint's folder, or a run's: then its newest.
@@ -99,33 +103,40 @@ def evaluate_checkpoint(
 
     Raises:
         DataError: If there is nothing to evaluate, a frame that a subset names has no labels, the labels do not cover
-            the checkpoint's grid cell on cell, or a class has no counterpart.
+            the checkpoint's grid cell on cell, or a class of the checkpoint or of the baselines' labels is none of the
+            truth.
         CheckpointError: If the checkpoint cannot be loaded.
     """
     dataset = open_dataset(data)
-    domain_set = _open_labels(dataset, labels)
-    truth_set = domain_set if truth is None else _open_labels(dataset, truth)
-    names = dataset.info.taxonomy.class_names
+    domain_set = open_occupancy(dataset.uri, labels)
+    truth_set = domain_set if truth is None else open_occupancy(dataset.uri, truth)
+    names = truth_set.info.class_names
     loaded = load_model(checkpoint, device)
     grid = loaded.grid
-    to_dataset = class_table(loaded.taxonomy.class_names, names, where=f"checkpoint {checkpoint}")
+    to_truth = class_table(loaded.taxonomy.class_names, names, where=f"checkpoint {checkpoint}")
     frames = _spread(_labelled_frames(dataset, domain_set, subset), max_frames)
 
     fitted: dict[str, Callable[[Sweep], npt.NDArray[np.uint8]]] = {}
+    left_out: dict[str, str] = {}
     if train_data is not None:
         sweep_baseline, prior = _fit(train_data, labels, train_subset, grid, names)
         fitted = {"sweep": sweep_baseline.predict, "prior": prior.predict}
-        if all(dataset.manifest.column("class_point_counts")[i].is_valid for i in frames):
-            fitted["sweep_true_classes"] = SweepTrueClasses(sweep_baseline, dataset.info.taxonomy.lookup()).predict
+        lookup = lookup_of(dataset.info.taxonomy, names)
+        if lookup is None:
+            left_out["sweep_true_classes"] = f"the points have other classes than the labels {truth_set.info.name!r}"
+        elif not all(dataset.manifest.column("class_point_counts")[i].is_valid for i in frames):
+            left_out["sweep_true_classes"] = "frames have no point classes"
+        else:
+            fitted["sweep_true_classes"] = SweepTrueClasses(sweep_baseline, lookup).predict
 
-    ground = dataset.info.taxonomy.mask("ground")
+    ground = truth_set.info.taxonomy.mask("ground")
     metrics = {name: OccupancyMetrics(names, ground) for name in ("prediction", *fitted)}
     predictions = predict_dataset(loaded, dataset, frames, columns=("point_source_class",), batch_size=batch_size)
     for done, (sweep, prediction) in enumerate(predictions, start=1):
         key = (sweep.sequence_id, sweep.frame_id)
         true, domain = (crop_occupancy(s.get(*key), s.info.grid, grid) for s in (truth_set, domain_set))
         expected = evaluation_truth(true, domain, grid)
-        metrics["prediction"].update(to_dataset[prediction], expected)
+        metrics["prediction"].update(to_truth[prediction], expected)
         for name, predict in fitted.items():
             metrics[name].update(predict(sweep), expected)
         if on_frame is not None:
@@ -143,6 +154,7 @@ def evaluate_checkpoint(
         sweep=results.get("sweep"),
         prior=results.get("prior"),
         sweep_true_classes=results.get("sweep_true_classes"),
+        left_out=left_out,
     )
 
 
@@ -185,19 +197,8 @@ def render(report: EvaluationReport) -> str:
     if absent:
         text += ["", f"not in the truth: {', '.join(absent)}"]
     explained = [f"{name}: {METHODS[name]}" for name in scores if name != "prediction"]
+    explained += [f"no {name}: {reason}" for name, reason in report.left_out.items()]
     return "\n".join([*text, *([""] if explained else []), *explained])
-
-
-def _open_labels(dataset: Dataset, name: str) -> OccupancySet:
-    opened = open_occupancy(dataset.uri, name)
-    if opened.info.class_names != dataset.info.taxonomy.class_names:
-        raise DataError(
-            f"label set {name!r} has the classes {', '.join(opened.info.class_names)}",
-            where=dataset.uri,
-            expected=f"those of the dataset: {', '.join(dataset.info.taxonomy.class_names)}",
-            remedy="make the labels again",
-        )
-    return opened
 
 
 def _labelled_frames(dataset: Dataset, label_set: OccupancySet, subset: Subset | None) -> list[int]:
@@ -233,8 +234,8 @@ def _fit(
 ) -> tuple[SweepBaseline, PriorBaseline]:
     """Fit both baselines in one pass over the training labels."""
     dataset = open_dataset(uri)
-    label_set = _open_labels(dataset, labels)
-    table = class_table(label_set.info.class_names, names, where=dataset.uri)
+    label_set = open_occupancy(dataset.uri, labels)
+    table = class_table(label_set.info.class_names, names, where=label_set_uri(dataset.uri, labels))
     sweep, prior = SweepBaseline(grid, len(names)), PriorBaseline(grid, len(names))
     for i in _labelled_frames(dataset, label_set, subset):
         key = (dataset.manifest.column(c)[i].as_py() for c in ("sequence_id", "frame_id"))

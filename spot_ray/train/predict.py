@@ -216,7 +216,7 @@ def class_table(source: Sequence[str], target: Sequence[str], *, where: str) -> 
                 f"the class {name!r} has no counterpart",
                 where=where,
                 expected=f"classes among {', '.join(target)}",
-                remedy="use data with the same class names",
+                remedy="take labels, or a checkpoint, with the same class names",
             )
         table[i] = target.index(name) + 1
     return table

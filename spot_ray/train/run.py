@@ -20,7 +20,7 @@ from spot_ray.schema.taxonomy import Taxonomy
 from spot_ray.storage import uri as uris
 from spot_ray.storage.dataset import Dataset, open_dataset
 from spot_ray.storage.occupancy import open_occupancy
-from spot_ray.train.checkpoint import CONFIG_FILE, ModelDescription, latest_checkpoint, read_config
+from spot_ray.train.checkpoint import CONFIG_FILE, ModelDescription, latest_checkpoint, read_config, read_description
 from spot_ray.train.config import PretrainConfig
 from spot_ray.train.transfer import LoadReport, load_weights
 
@@ -295,6 +295,7 @@ def _check_same(run: Run, before: RunRecord) -> None:
             expected=f"the same config; only {', '.join(sorted(CHANGEABLE))} may change",
             remedy="resume with the run's own values, or start a new run in another --out",
         )
+    _check_same_classes(run)
     common = min(len(before.steps_by_epoch), len(run.record.steps_by_epoch))
     found, expected = run.record.steps_by_epoch[:common], before.steps_by_epoch[:common]
     if found != expected:
@@ -304,6 +305,21 @@ def _check_same(run: Run, before: RunRecord) -> None:
             where=uris.join(run.out, RECORD_FILE),
             expected=f"{expected[epoch]}, what the same frames gave when the run began",
             remedy="resume with the version of spot_ray that it began with, or start a new run in another --out",
+        )
+
+
+def _check_same_classes(run: Run) -> None:
+    """Check that the label set has not been made anew with other classes since the run's newest checkpoint."""
+    latest = latest_checkpoint(run.out)
+    if latest is None:
+        return
+    learned = read_description(latest).taxonomy.class_names
+    if learned != run.taxonomy.class_names:
+        raise ConfigError(
+            f"the labels {run.description.labels!r} have other classes now: {', '.join(run.taxonomy.class_names)}",
+            where=latest,
+            expected=f"{', '.join(learned)}, as the run has learned",
+            remedy=f"start a new run in another --out; --init {run.out} keeps all but the head",
         )
 
 

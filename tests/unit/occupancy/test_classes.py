@@ -8,7 +8,7 @@ import pytest
 
 from spot_ray.convert.kitti import TAXONOMY as KITTI
 from spot_ray.errors import ConfigError
-from spot_ray.occupancy.classes import ClassKind, Tier, fallback_class, kind_for, label_classes, tier_of
+from spot_ray.occupancy.classes import ClassKind, Tier, fallback_class, kind_for, label_classes, lookup_of, tier_of
 from spot_ray.schema.manifest import SWEEP_MANIFEST
 from spot_ray.schema.taxonomy import PAPER_TAXONOMY, SemanticClass, SourceClass, Taxonomy
 
@@ -145,6 +145,30 @@ def test_the_manifest_tells_which_labels_there_are(
 def test_a_dataset_without_source_classes_has_no_labels() -> None:
     taxonomy = Taxonomy("bare", (SemanticClass("thing", (1, 1, 1)),), ())
     assert tier_of(rows((None, None), ([], [])), taxonomy) == "none"
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (("tree", "car", "road", "cat", "lane"), [2, 255, 3]),
+        (("car", "cat", "ground", "other"), [1, 255, 3]),
+        (("occupied",), [1, 255, 1]),
+    ],
+)
+def test_source_classes_are_found_in_a_label_set_by_the_names_of_its_classes(
+    names: tuple[str, ...], expected: list[int]
+) -> None:
+    lookup = lookup_of(TAXONOMY, names)
+    assert lookup is not None
+    assert (lookup.dtype, lookup.shape) == (np.uint8, (65536,))
+    assert lookup[[7, 8, 9]].tolist() == expected
+    assert lookup[65535] == 255  # an unlabelled point is not other
+
+
+def test_a_label_set_of_foreign_classes_has_no_lookup() -> None:
+    assert lookup_of(TAXONOMY, ("car", "tree")) is None
+    clashing = Taxonomy.from_classes("t", (SemanticClass("other", (1, 1, 1), foreground=True),))
+    assert lookup_of(clashing, ("other", "other")) is None
 
 
 def test_what_is_near_nothing_labelled_is_a_general_object() -> None:

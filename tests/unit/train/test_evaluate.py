@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 from pathlib import Path
@@ -13,11 +14,12 @@ from torch import Tensor, nn
 from spot_ray.config.load import to_json
 from spot_ray.errors import DataError
 from spot_ray.geometry.grid import VoxelGrid, pack_bits
+from spot_ray.occupancy.classes import label_classes
 from spot_ray.schema.occupancy import Occupancy, OccupancyInfo
 from spot_ray.schema.sensors import LidarSpec
 from spot_ray.schema.subset import Subset
 from spot_ray.schema.sweep import Sweep
-from spot_ray.schema.taxonomy import Taxonomy
+from spot_ray.schema.taxonomy import SemanticClass, Taxonomy
 from spot_ray.storage.dataset import DatasetWriter
 from spot_ray.storage.occupancy import OccupancyWriter
 from spot_ray.train import evaluate
@@ -65,9 +67,16 @@ def write(uri: Path, toy: ModuleType, sequences: dict[str, list[list[float]]], *
     return str(uri)
 
 
-def label(uri: str, toy: ModuleType, name: str, frames: dict[str, list[list[int]]], grid: VoxelGrid = GRID) -> None:
+def label(
+    uri: str,
+    toy: ModuleType,
+    name: str,
+    frames: dict[str, list[list[int]]],
+    grid: VoxelGrid = GRID,
+    classes: tuple[SemanticClass, ...] | None = None,
+) -> None:
     """Write label rows: four values along x; on the larger grid they lie in its middle, all around is road."""
-    info = OccupancyInfo(name, grid, toy.TAXONOMY.classes, {})
+    info = OccupancyInfo(name, grid, classes or toy.TAXONOMY.classes, {})
     with OccupancyWriter(uri, info) as writer:
         for sequence_id, rows in frames.items():
             made = []
@@ -142,7 +151,46 @@ def test_without_point_classes_there_is_no_row_of_true_classes(
     report = evaluate_checkpoint(checkpoint, data, train_data=data)
     assert report.sweep is not None
     assert report.sweep_true_classes is None
-    assert "sweep_true_classes" not in render(report)
+    assert render(report).splitlines()[-1] == "no sweep_true_classes: frames have no point classes"
+
+
+def test_a_label_set_of_other_classes_is_scored_by_its_own(
+    tmp_path: Path, toy: ModuleType, checkpoint: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = write(tmp_path / "d", toy, {"a": [[0.5, 2.5]]}, classes=2)
+    foreground, _ = label_classes(toy.TAXONOMY, "foreground")  # car, ground, other
+    label(data, toy, "default", {"a": [[2, 2, 0, 255]]})
+    label(data, toy, "boxes", {"a": [[2, 3, 1, 0]]}, classes=foreground)
+    with pytest.raises(DataError, match="the class 'tree' has no counterpart") as caught:
+        evaluate_checkpoint(checkpoint, data, truth="boxes")
+    assert caught.value.expected == "classes among car, ground, other"
+
+    loaded = evaluate.load_model("run", "cpu")
+    taxonomy = Taxonomy.from_classes("turned", tuple(reversed(foreground)))
+    description = dataclasses.replace(loaded.description, taxonomy=taxonomy)
+    own = dataclasses.replace(loaded, description=description)
+    monkeypatch.setattr(evaluate, "load_model", lambda uri, device: own)
+    # Only what the labels observed counts, whatever their classes: voxels 0, 1, 2. Predicted other at 0 and 2.
+    report = evaluate_checkpoint(checkpoint, data, truth="boxes")
+    assert report.prediction.iou_by_class == {"car": 0.0, "ground": 0.0, "other": 0.0}
+    assert report.prediction.geometric_iou == pytest.approx(2 / 3)
+    assert report.prediction.geometric_iou_non_ground == pytest.approx(1 / 2)
+    # The points are road, which is ground there.
+    report = evaluate_checkpoint(checkpoint, data, labels="boxes", train_data=data)
+    assert report.sweep_true_classes is not None
+    assert report.sweep_true_classes.iou_by_class == {"car": 0.0, "ground": pytest.approx(1 / 2), "other": 0.0}
+
+
+def test_points_of_other_classes_than_the_truth_have_no_row_and_that_is_said(
+    tmp_path: Path, toy: ModuleType, checkpoint: str
+) -> None:
+    data = write(tmp_path / "d", toy, {"a": [[0.5]]}, classes=2)
+    classes = (*toy.TAXONOMY.classes, SemanticClass("bench", (0, 0, 0)))
+    label(data, toy, "default", {"a": [[2, 2, 1, 4]]}, classes=classes)
+    report = evaluate_checkpoint(checkpoint, data, train_data=data)
+    assert report.sweep is not None
+    assert report.sweep_true_classes is None
+    assert render(report).endswith("no sweep_true_classes: the points have other classes than the labels 'default'")
 
 
 def test_what_cannot_be_evaluated_says_why(tmp_path: Path, toy: ModuleType, checkpoint: str) -> None:
