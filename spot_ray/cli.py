@@ -131,6 +131,7 @@ def build_parser() -> argparse.ArgumentParser:
         "recipe", metavar="RECIPE", help="spot-waymo, spot-tiny, nuscenes-tiny, or my_package.module:function"
     )
     sub.add_argument("--data", metavar="URI", help="the labelled dataset")
+    sub.add_argument("--labels", metavar="NAME", help="the label set to learn from (default: the recipe's)")
     sub.add_argument("--out", metavar="URI", help="the run: checkpoints, config.json, metrics, TensorBoard logs")
     sub.add_argument("--subset", metavar="FILE", help="train on this part of the dataset alone")
     sub.add_argument("--init", metavar="CKPT", help="start from the weights of this checkpoint")

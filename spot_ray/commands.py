@@ -135,7 +135,7 @@ def pretrain(options: argparse.Namespace, rest: list[str]) -> None:
     """Pre-train an encoder."""
     from spot_ray.config.load import to_json
 
-    config = _override(options.recipe, rest)
+    config = _override(options.recipe, rest if options.labels is None else [*rest, "--data.labels", options.labels])
     if options.print_config:
         say(to_json(config))
         return

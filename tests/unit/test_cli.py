@@ -105,6 +105,13 @@ def test_a_wrong_flag_stops_with_status_2(arguments: list[str], capsys: pytest.C
     assert capsys.readouterr().err or arguments[0] == "pretrain"
 
 
+def test_pretrain_takes_the_name_of_a_label_set(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["pretrain", "spot-tiny", "--print-config", "--labels", "binary"]) == 0
+    assert json.loads(capsys.readouterr().out)["data"]["labels"] == "binary"
+    assert main(["pretrain", "spot-tiny", "--print-config"]) == 0
+    assert json.loads(capsys.readouterr().out)["data"]["labels"] == "default"
+
+
 def test_any_field_of_a_recipe_can_be_set(capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--train.epochs", "7", "--loss.lovasz-weight", "0.5", "--data.features", "x", "y", "z"]
     assert main(["pretrain", "spot-tiny", "--print-config", *flags]) == 0
