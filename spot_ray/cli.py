@@ -19,6 +19,8 @@ _EXAMPLES = {
     "subset": "spot-ray subset --data data/nuscenes --unit sequence --fraction 0.05 --seed 0 --out 5-percent.json",
     "remove": "spot-ray remove --data data/nuscenes --sequence scene-0061",
     "label": "spot-ray label --data data/nuscenes",
+    "export-labels": "spot-ray export-labels --data data/nuscenes --labels o3d --form occ3d-nuscenes --out data/occ3d",
+    "import-labels": "spot-ray import-labels --data data/waymo --form occ3d-waymo --source /data/voxel04 --name occ3d",
     "inspect": "spot-ray inspect data/nuscenes",
     "pretrain": "spot-ray pretrain spot-tiny --data data/city --out runs/first --train.epochs 3",
     "evaluate": "spot-ray evaluate --checkpoint runs/first --data data/city-unseen --json scores.json",
@@ -26,6 +28,8 @@ _EXAMPLES = {
     "doctor": "spot-ray doctor",
     "demo": "spot-ray demo --out demo",
 }
+
+_LABEL_FORMS = ("occ3d-nuscenes", "occ3d-waymo")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -113,9 +117,70 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--data", required=True, metavar="URI", help="the dataset")
     sub.add_argument("--name", default="default", help="name of the label set (default: default)")
     sub.add_argument("--recipe", metavar="RECIPE", help="take the grid of this recipe (default: 0.4 m, ±75.2 m)")
+    sub.add_argument(
+        "--grid",
+        metavar="SIZE",
+        help="edge of that grid's cells in metres, or x,y,z, its range as it is, e.g. 0.2 or 0.2,0.2,0.4",
+    )
+    sub.add_argument(
+        "--classes",
+        choices=["auto", "all", "foreground", "binary"],
+        default="auto",
+        help="classes of the labels: the dataset's, its foreground with ground and other, or occupied alone "
+        "(default: auto, the most that its own labels bear)",
+    )
     sub.add_argument("--workers", type=_count, help="sequences labelled at once (default: one a core)")
-    sub.add_argument("--overwrite", action="store_true", help="replace the label set of this name")
+    sub.add_argument(
+        "--overwrite", action="store_true", help="replace the label set of this name, once the new one is finished"
+    )
     sub.add_argument("--subset", metavar="FILE", help="only the sequences of this subset; the rest can follow later")
+    pseudo = sub.add_argument_group("pseudo-labels: what a network predicts, on its own grid and with its own classes")
+    pseudo.add_argument("--from-checkpoint", metavar="CKPT", help="a checkpoint, or a run: then its latest one")
+    pseudo.add_argument(
+        "--min-confidence",
+        type=float,
+        metavar="P",
+        help="least probability of a class; a voxel below is unobserved (default: 0.9)",
+    )
+    pseudo.add_argument(
+        "--min-confidence-empty", type=float, metavar="P", help="least probability of an empty voxel (default: 0.95)"
+    )
+    pseudo.add_argument(
+        "--only-seen", action="store_true", help="leave unobserved what the frame's own rays did not reach"
+    )
+    pseudo.add_argument(
+        "--zero-feature",
+        action="append",
+        metavar="NAME",
+        help="an input feature of the network that this dataset lacks: 0 for every point; may be repeated",
+    )
+    sub.add_argument("--print-config", action="store_true", help="print the resolved config and stop")
+    sub.epilog = (
+        "Stopped or killed, the same command goes on with what is missing. Every field of the config can be set by its "
+        "path, e.g. --window-m 80 --grid.shape 200 200 16; --print-config shows them all."
+    )
+
+    sub = verb("export-labels", commands.export_labels, "Write labels as files of Occ3D, for other codebases.")
+    sub.add_argument("--data", required=True, metavar="URI", help="the dataset")
+    sub.add_argument("--labels", required=True, metavar="NAME", help="the label set; its grid holds the form's")
+    sub.add_argument("--form", required=True, choices=_LABEL_FORMS, help="the form of the files")
+    sub.add_argument("--out", required=True, metavar="DIR", help="the folder to write")
+    sub.add_argument("--subset", metavar="FILE", help="only the frames of this subset")
+    sub.add_argument(
+        "--camera-masks",
+        choices=["none", "observed"],
+        default="none",
+        help="masks of what cameras see: leave them out, or repeat the LiDAR's for readers that insist on them "
+        "(default: none)",
+    )
+
+    sub = verb("import-labels", commands.import_labels, "Make a label set of downloaded labels of Occ3D.")
+    sub.add_argument("--data", required=True, metavar="URI", help="the dataset, converted from what was labelled")
+    sub.add_argument("--form", required=True, choices=_LABEL_FORMS, help="the form of the files")
+    sub.add_argument(
+        "--source", required=True, metavar="DIR", help="the folder that holds `gts`, or `training` and `validation`"
+    )
+    sub.add_argument("--name", required=True, metavar="NAME", help="the label set to write")
 
     sub = verb("inspect", commands.inspect, "Tell what a dataset holds, and what looks wrong in it.")
     sub.add_argument("data", metavar="URI", help="the dataset")
@@ -153,12 +218,31 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--baselines-subset", metavar="FILE", help="the part of that to fit on")
     sub.add_argument("--json", metavar="FILE", help="write the figures there")
 
-    sub = verb("view", commands.view, "Draw a frame from above: sweep, predicted occupancy and label, in one PNG.")
-    sub.add_argument("--checkpoint", metavar="DIR", help="predict with this checkpoint (default: sweep and label only)")
+    sub = verb(
+        "view",
+        commands.view,
+        "Draw a frame: sweep, predicted occupancy and label from above, or voxels in three dimensions; or tell in "
+        "figures what labels hold.",
+    )
+    what = sub.add_mutually_exclusive_group()
+    what.add_argument("--occupancy", action="store_true", help="draw the voxels in three dimensions")
+    what.add_argument("--report", action="store_true", help="print what the labels of each sequence hold instead")
+    sub.add_argument("--checkpoint", metavar="DIR", help="predict with this checkpoint (default: label only)")
     sub.add_argument("--data", required=True, metavar="URI", help="the dataset")
-    sub.add_argument("--frame", required=True, metavar="SEQUENCE/FRAME", help="the frame")
+    sub.add_argument("--frame", metavar="SEQUENCE/FRAME", help="the frame to draw")
     sub.add_argument("--labels", default="default", help="label set (default: default)")
-    sub.add_argument("--out", required=True, metavar="FILE.png", help="the picture to write")
+    sub.add_argument("--out", metavar="FILE.png", help="the picture to write")
+    sub.add_argument("--reach", type=_metres, metavar="M", help="with --occupancy: how far it goes (default: 40)")
+    sub.add_argument("--boxes", action="store_true", help="with --occupancy: draw the frame's boxes too")
+    sub.add_argument("--unobserved", action="store_true", help="with --occupancy: columns that nothing observed, grey")
+    sub.add_argument(
+        "--rerun", metavar="FILE.rrd", help="with --occupancy: write points, voxels and boxes for the viewer of rerun"
+    )
+    sub.add_argument("--sequence", metavar="ID", help="with --rerun: all its frames; with --report: it alone")
+    sub.add_argument(
+        "--frames", type=_whole, metavar="N", help="with --report: frames read a sequence; 0: all (default: 20)"
+    )
+    sub.add_argument("--json", metavar="FILE", help="with --report: write the figures there")
 
     sub = verb("doctor", commands.doctor, "Print versions and devices, and check sparse convolution against dense.")
     sub.add_argument("--json", action="store_true", help="print JSON")
@@ -180,7 +264,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     parser = build_parser()
     options, rest = parser.parse_known_args(arguments)
-    if rest and options.verb != "pretrain":
+    if rest and options.verb not in ("pretrain", "label"):
         parser.error(f"unknown arguments: {' '.join(rest)} (see spot-ray {options.verb} --help)")
     try:
         options.run(options, rest)
@@ -205,6 +289,16 @@ def _count(text: str) -> int:
     value = int(text) if text.isdigit() else 0
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return value
+
+
+def _metres(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no distance in metres over 0")
     return value
 
 

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from spot_ray.errors import ConfigError, InstallError
 
 if TYPE_CHECKING:
     from spot_ray.geometry.grid import VoxelGrid
     from spot_ray.schema.subset import Subset
-    from spot_ray.train.config import PretrainConfig
+
+Config = TypeVar("Config")
 
 
 def say(text: str) -> None:
@@ -38,10 +39,10 @@ def synthesize(options: argparse.Namespace, _: list[str]) -> None:
 
 def convert(options: argparse.Namespace, _: list[str]) -> None:
     """Bring in a raw log."""
-    from spot_ray.convert._progress import shown_progress
     from spot_ray.convert.run import convert as run
+    from spot_ray.progress import shown_progress
 
-    with shown_progress() as on_progress:
+    with shown_progress("convert") as on_progress:
         report = run(
             options.name,
             source=options.source,
@@ -97,20 +98,127 @@ def remove(options: argparse.Namespace, _: list[str]) -> None:
     )
 
 
-def label(options: argparse.Namespace, _: list[str]) -> None:
+def label(options: argparse.Namespace, rest: list[str]) -> None:
     """Make occupancy labels."""
+    if options.from_checkpoint is not None:
+        _label_with_checkpoint(options, rest)
+        return
+    for flag in ("min_confidence", "min_confidence_empty", "only_seen", "zero_feature"):
+        if getattr(options, flag) not in (None, False):
+            raise ConfigError(
+                f"--{flag.replace('_', '-')} is without --from-checkpoint", expected="the network that predicts"
+            )
+    from spot_ray.config.load import to_json
     from spot_ray.occupancy.config import LabelConfig
-    from spot_ray.occupancy.run import label_dataset
 
-    report = label_dataset(
+    grid = _grid(options.recipe) if options.grid is None else _with_cells(_grid(options.recipe), options.grid)
+    config = _override(LabelConfig(grid=grid, classes=options.classes), rest, "spot-ray label")
+    if options.print_config:
+        say(to_json(config))
+        return
+    from spot_ray.occupancy.run import label_dataset
+    from spot_ray.progress import shown_progress
+
+    with shown_progress("label") as on_progress:
+        report = label_dataset(
+            options.data,
+            name=options.name,
+            config=config,
+            num_workers=options.workers,
+            overwrite=options.overwrite,
+            subset=_read_subset(options.subset),
+            on_progress=on_progress,
+        )
+    if report.sequences:
+        say(str(report))
+    else:
+        say(f"nothing to do: all sequences have labels {options.name!r}; --overwrite makes them anew")
+
+
+def _label_with_checkpoint(options: argparse.Namespace, rest: list[str]) -> None:
+    """Make pseudo-labels."""
+    own = [flag for flag in ("recipe", "grid", "print_config") if getattr(options, flag)]
+    own += ["classes"] if options.classes != "auto" else []
+    foreign = [f"--{flag.replace('_', '-')}" for flag in own] + rest
+    if foreign:
+        raise ConfigError(
+            f"{foreign[0]} does not go with --from-checkpoint",
+            expected="the flags of pseudo-labels: the grid and the classes are those of the checkpoint",
+        )
+    if options.data is None:
+        raise ConfigError("--data is missing", where="spot-ray label", expected="--data URI")
+    from spot_ray.progress import shown_progress
+    from spot_ray.train.pseudo_label_run import label_with_checkpoint
+    from spot_ray.train.pseudo_labels import PseudoLabelConfig, render
+
+    given = {name: getattr(options, name) for name in ("min_confidence", "min_confidence_empty")}
+    config = PseudoLabelConfig(
+        **{name: value for name, value in given.items() if value is not None},
+        only_seen=options.only_seen,
+        zero_features=tuple(options.zero_feature or ()),
+    )
+    for name in config.zero_features:
+        say(f"{name} is 0 for every point")
+    with shown_progress("label") as on_progress:
+        figures = label_with_checkpoint(
+            options.data,
+            checkpoint=options.from_checkpoint,
+            name=options.name,
+            config=config,
+            num_workers=options.workers,
+            overwrite=options.overwrite,
+            subset=_read_subset(options.subset),
+            on_progress=on_progress,
+        )
+    if figures:
+        say(render(figures))
+    else:
+        say(f"nothing to do: all sequences have labels {options.name!r}; --overwrite makes them anew")
+
+
+def _with_cells(grid: VoxelGrid, text: str) -> VoxelGrid:
+    """Return a grid of the same range with cells of the edge lengths that `--grid` gives: one, or x,y,z."""
+    from spot_ray.geometry.grid import VoxelGrid
+
+    try:
+        sizes = [float(part) for part in text.split(",")]
+    except ValueError:
+        sizes = []
+    sizes = sizes * 3 if len(sizes) == 1 else sizes
+    range_m = [high - low for low, high in zip(grid.lower_m, grid.upper_m, strict=True)]
+    counts = [length / size if size > 0 else 0.0 for length, size in zip(range_m, sizes, strict=False)]
+    if len(sizes) != 3 or any(count < 0.5 or abs(count - round(count)) > 1e-3 for count in counts):
+        raise ConfigError(
+            f"{text!r} gives no whole number of cells",
+            where="--grid",
+            expected="metres, one number or x,y,z, that divide " + ", ".join(f"{length:g}" for length in range_m),
+            remedy="e.g. --grid 0.2; for another range set --grid.lower-m, --grid.voxel-size-m and --grid.shape",
+        )
+    x, y, z = sizes
+    nx, ny, nz = (round(count) for count in counts)
+    return VoxelGrid(grid.lower_m, (x, y, z), (nx, ny, nz))
+
+
+def export_labels(options: argparse.Namespace, _: list[str]) -> None:
+    """Write labels as files of Occ3D."""
+    from spot_ray.occupancy.occ3d_run import export_labels as run
+
+    report = run(
         options.data,
-        name=options.name,
-        config=LabelConfig(grid=_grid(options.recipe)),
-        num_workers=options.workers,
-        overwrite=options.overwrite,
+        labels=options.labels,
+        form=options.form,
+        out=options.out,
         subset=_read_subset(options.subset),
+        camera_masks=options.camera_masks,
     )
     say(str(report))
+
+
+def import_labels(options: argparse.Namespace, _: list[str]) -> None:
+    """Make a label set of files of Occ3D."""
+    from spot_ray.occupancy.occ3d_run import import_labels as run
+
+    say(str(run(options.data, form=options.form, source=options.source, name=options.name)))
 
 
 def inspect(options: argparse.Namespace, _: list[str]) -> None:
@@ -134,8 +242,10 @@ def inspect(options: argparse.Namespace, _: list[str]) -> None:
 def pretrain(options: argparse.Namespace, rest: list[str]) -> None:
     """Pre-train an encoder."""
     from spot_ray.config.load import to_json
+    from spot_ray.recipes.pretraining import pretraining_recipe
 
-    config = _override(options.recipe, rest if options.labels is None else [*rest, "--data.labels", options.labels])
+    flags = rest if options.labels is None else [*rest, "--data.labels", options.labels]
+    config = _override(pretraining_recipe(options.recipe), flags, f"spot-ray pretrain {options.recipe}")
     if options.print_config:
         say(to_json(config))
         return
@@ -156,16 +266,13 @@ def pretrain(options: argparse.Namespace, rest: list[str]) -> None:
     say(f"checkpoint: {result.checkpoint}")
 
 
-def _override(recipe: str, flags: list[str]) -> PretrainConfig:
-    """Return the recipe's config with the fields that `--a.b value` flags set."""
-    from spot_ray.recipes.pretraining import pretraining_recipe
-
-    config = pretraining_recipe(recipe)
+def _override(config: Config, flags: list[str], prog: str) -> Config:
+    """Return a config with the fields that `--a.b value` flags set."""
     if not flags:
         return config
     import tyro
 
-    return tyro.cli(type(config), default=config, args=flags, prog=f"spot-ray pretrain {recipe}")
+    return tyro.cli(type(config), default=config, args=flags, prog=prog)
 
 
 def evaluate(options: argparse.Namespace, _: list[str]) -> None:
@@ -193,14 +300,98 @@ def evaluate(options: argparse.Namespace, _: list[str]) -> None:
     say(render(report))
 
 
-def view(options: argparse.Namespace, _: list[str]) -> None:
-    """Draw a frame."""
-    from spot_ray.train.picture import draw_frame
+_VIEW_FLAGS = {
+    "": {"frame", "out", "checkpoint"},
+    "--occupancy": {"frame", "out", "checkpoint", "reach", "boxes", "unobserved", "rerun", "sequence"},
+    "--report": {"sequence", "frames", "json"},
+}
+"""What each way to look takes beside the dataset and its labels."""
 
-    draw_frame(
-        options.out, data=options.data, frame=options.frame, checkpoint=options.checkpoint, labels=options.labels
-    )
-    say(f"picture: {options.out}")
+
+def view(options: argparse.Namespace, _: list[str]) -> None:
+    """Draw a frame, record frames, or tell what labels hold."""
+    way = "--occupancy" if options.occupancy else "--report" if options.report else ""
+    for flag in sorted(set().union(*_VIEW_FLAGS.values()) - _VIEW_FLAGS[way]):
+        if getattr(options, flag) not in (None, False):
+            others = " or ".join(other for other in _VIEW_FLAGS if flag in _VIEW_FLAGS[other] and other)
+            raise ConfigError(
+                f"--{flag} does not go with {way}" if way else f"--{flag} is without {others}",
+                where="spot-ray view",
+                remedy="see spot-ray view --help",
+            )
+    if options.report:
+        _report_labels(options)
+    elif options.occupancy:
+        _view_voxels(options)
+    else:
+        from spot_ray.train.picture import draw_frame
+
+        draw_frame(
+            _given(options, "out", "FILE.png"),
+            data=options.data,
+            frame=_given(options, "frame", "SEQUENCE/FRAME"),
+            checkpoint=options.checkpoint,
+            labels=options.labels,
+        )
+        say(f"picture: {options.out}")
+
+
+def _view_voxels(options: argparse.Namespace) -> None:
+    """Draw the voxels of a frame, and record them for rerun."""
+    if options.sequence is not None and options.rerun is None:
+        raise ConfigError(
+            "--sequence is without --rerun or --report", where="spot-ray view", expected="--frame for a picture"
+        )
+    if options.checkpoint is not None and options.out is None:
+        raise ConfigError(
+            "--checkpoint is without --out", where="spot-ray view", expected="a picture: a recording holds labels alone"
+        )
+    if options.out is not None or options.rerun is None:
+        from spot_ray.train.picture import draw_voxels
+
+        draw_voxels(
+            _given(options, "out", "FILE.png"),
+            data=options.data,
+            frame=_given(options, "frame", "SEQUENCE/FRAME"),
+            checkpoint=options.checkpoint,
+            labels=options.labels,
+            reach_m=options.reach or 40.0,
+            with_boxes=options.boxes,
+            with_unobserved=options.unobserved,
+        )
+        say(f"picture: {options.out}")
+    if options.rerun is not None:
+        from spot_ray.train.recording import record_frame, record_sequence
+
+        if options.sequence is not None:
+            record_sequence(options.rerun, data=options.data, sequence=options.sequence, labels=options.labels)
+        else:
+            frame = _given(options, "frame", "SEQUENCE/FRAME")
+            record_frame(options.rerun, data=options.data, frame=frame, labels=options.labels)
+        say(f"recording: {options.rerun}  (rerun {options.rerun} shows it)")
+
+
+def _report_labels(options: argparse.Namespace) -> None:
+    """Tell what the labels of each sequence hold."""
+    from spot_ray.occupancy.report import render, report_labels
+    from spot_ray.storage import uri as uris
+
+    if options.json:
+        uris.check_writable(options.json)
+    max_frames = 20 if options.frames is None else options.frames
+    report = report_labels(options.data, name=options.labels, sequence=options.sequence, max_frames=max_frames)
+    if options.json:
+        from spot_ray.config.load import to_json
+
+        uris.write_bytes(options.json, to_json(report).encode())
+    say(render(report))
+
+
+def _given(options: argparse.Namespace, flag: str, value: str) -> str:
+    text: str | None = getattr(options, flag)
+    if text is None:
+        raise ConfigError(f"--{flag} is missing", where=f"spot-ray {options.verb}", expected=f"--{flag} {value}")
+    return text
 
 
 def doctor(options: argparse.Namespace, _: list[str]) -> None:

@@ -17,15 +17,11 @@ from spot_ray.errors import DataError, StoreError
 from spot_ray.geometry import se3
 from spot_ray.schema.dataset import DatasetInfo
 from spot_ray.schema.sweep import Sweep
-from spot_ray.storage.ingest import Unit, write_receipt
+from spot_ray.storage.ledger import Unit, write_receipt
 from spot_ray.storage.manifest import SequenceNotes, SetAside
 from spot_ray.storage.sequence import SequenceWriter, remove_shards
 
 OnBadFrame = Literal["fail", "skip"]
-
-
-class Stopped(Exception):  # noqa: N818 (no error: the run is being ended)
-    """The run is ending; what is half written is left out."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +48,7 @@ def write_unit(
         uri: The dataset.
         info: The dataset.
         options: How.
-        on_frame: Called after each frame that was read; may raise :class:`Stopped`.
+        on_frame: Called after each frame that was read; may raise :class:`~spot_ray.progress.Stopped`.
 
     Raises:
         DataError: If a frame is broken and not to be skipped, or a file cannot be written. Nothing of it is left then.

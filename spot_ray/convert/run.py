@@ -4,26 +4,25 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-import time
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from spot_ray.config.load import suggestion
-from spot_ray.convert._write import OnBadFrame, Stopped, WriteOptions, write_unit
+from spot_ray.convert._write import OnBadFrame, WriteOptions, write_unit
 from spot_ray.convert.source import Source, open_by_name
 from spot_ray.errors import ConfigError, DataError, InstallError, SpotRayError
+from spot_ray.progress import REPORT_EVERY_S, Meter, Monitor, Progress, Reporter
 from spot_ray.schema.dataset import DatasetInfo
 from spot_ray.session import ray_session
-from spot_ray.storage.ingest import Ingest, Unit
+from spot_ray.storage.ingest import Ingest
+from spot_ray.storage.ledger import Unit
 from spot_ray.storage.manifest import Notes, SetAside
 
 if TYPE_CHECKING:
     import pyarrow as pa
     import ray
-
-_REPORT_EVERY_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -47,25 +46,6 @@ class ConvertReport:
     num_known: int
     num_removed: int
     set_aside: tuple[SetAside, ...]
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a conversion is.
-
-    Args:
-        num_sequences: Sequences that are finished.
-        of_sequences: Sequences that are to be written.
-        num_at_start: Of the finished ones, those that a run before had finished.
-        num_frames: Frames read so far, in this run.
-        seconds: Since the run began.
-    """
-
-    num_sequences: int
-    of_sequences: int
-    num_at_start: int
-    num_frames: int
-    seconds: float
 
 
 def convert(
@@ -120,7 +100,7 @@ def convert(
         )
     ingest = Ingest(uri, info, chosen)
     work = _Work(log, ingest.uri, info, WriteOptions(on_bad_frame, relative_poses))
-    meter = _Meter(ingest, on_progress)
+    meter = Meter(_count(ingest.units), _count(ingest.units) - _count(ingest.waiting), on_progress)
     waiting = ingest.waiting
     parallel = has_ray and len(waiting) > 1 and num_workers != 1
     written = _with_ray(work, waiting, num_workers, meter) if parallel else _in_process(work, waiting, meter)
@@ -130,7 +110,7 @@ def convert(
         with closing(written):
             for unit in written:
                 tally.add(ingest.commit(unit))
-                meter.finished(unit)
+                meter.finished(len(unit.sequences))
     except DataError as error:
         kept = len(ingest.units) - len(ingest.waiting)
         raise _with_way_on(error, kept, len(ingest.units), on_bad_frame) from None
@@ -150,35 +130,6 @@ class _Work:
 
     def write(self, unit: Unit, on_frame: Callable[[], None]) -> None:
         write_unit(self.log, unit, self.uri, self.info, self.options, on_frame)
-
-
-class _Meter:
-    """Counts, and calls the user's `on_progress` about twice a second."""
-
-    def __init__(self, ingest: Ingest, on_progress: Callable[[Progress], None] | None) -> None:
-        self._of_sequences = _count(ingest.units)
-        self._num_sequences = self._num_at_start = self._of_sequences - _count(ingest.waiting)
-        self._on_progress = on_progress
-        self._began = self._told = time.monotonic()
-        self.num_frames = 0
-
-    def finished(self, unit: Unit) -> None:
-        self._num_sequences += len(unit.sequences)
-        self._tell()
-
-    def frames(self, number: int) -> None:
-        """Take in how many frames were read so far."""
-        self.num_frames = number
-        if time.monotonic() - self._told >= _REPORT_EVERY_S:
-            self._tell()
-
-    def _tell(self) -> None:
-        self._told = time.monotonic()
-        if self._on_progress is not None:
-            seconds = self._told - self._began
-            self._on_progress(
-                Progress(self._num_sequences, self._of_sequences, self._num_at_start, self.num_frames, seconds)
-            )
 
 
 def _count(units: Iterable[Unit]) -> int:
@@ -241,59 +192,27 @@ def _with_way_on(error: DataError, kept: int, of_units: int, on_bad_frame: OnBad
     return DataError(error.what, where=error.where, expected=error.expected, remedy="; ".join(ways))
 
 
-def _in_process(work: _Work, units: Sequence[Unit], meter: _Meter) -> Generator[Unit, None, None]:
+def _in_process(work: _Work, units: Sequence[Unit], meter: Meter) -> Generator[Unit, None, None]:
     for unit in units:
         work.write(unit, lambda: meter.frames(meter.num_frames + 1))
         yield unit
 
 
-class _Monitor:
-    """An actor that the tasks tell how far they are, and that tells them when to stop."""
-
-    def __init__(self) -> None:
-        self._num_frames = 0
-        self._stopped = False
-
-    def report(self, num_frames: int) -> bool:
-        """Count frames; returns whether to go on."""
-        self._num_frames += num_frames
-        return not self._stopped
-
-    def num_frames(self) -> int:
-        return self._num_frames
-
-    def stop(self) -> None:
-        self._stopped = True
-
-
 def _write_reporting(work: _Work, unit: Unit, monitor: ray.actor.ActorHandle) -> None:
     """Write a unit in a Ray task."""
-    import ray
-
-    count, told = 0, time.monotonic()
-
-    def on_frame() -> None:
-        nonlocal count, told
-        count += 1
-        if time.monotonic() - told >= _REPORT_EVERY_S:
-            if not ray.get(monitor.report.remote(count)):
-                raise Stopped
-            count, told = 0, time.monotonic()
-
-    work.write(unit, on_frame)
-    ray.get(monitor.report.remote(count))
+    reporter = Reporter(monitor)
+    work.write(unit, reporter.frame)
+    reporter.tell()
 
 
-def _with_ray(
-    work: _Work, units: Sequence[Unit], num_workers: int | None, meter: _Meter
-) -> Generator[Unit, None, None]:
+def _with_ray(work: _Work, units: Sequence[Unit], num_workers: int | None, meter: Meter) -> Generator[Unit, None, None]:
     """Yield units as they are written; when it ends, however it ends, no task runs."""
     import ray
 
     with ray_session():
         limit = num_workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
         task = ray.remote(_write_reporting)
-        monitor = ray.remote(num_cpus=0)(_Monitor).remote()
+        monitor = ray.remote(num_cpus=0)(Monitor).remote()
         shared = ray.put(work)
         waiting = list(reversed(units))
         running: dict[ray.ObjectRef, Unit] = {}
@@ -302,7 +221,7 @@ def _with_ray(
                 while waiting and len(running) < limit:
                     unit = waiting.pop()
                     running[task.remote(shared, unit, monitor)] = unit
-                done, _ = ray.wait(list(running), num_returns=1, timeout=_REPORT_EVERY_S)
+                done, _ = ray.wait(list(running), num_returns=1, timeout=REPORT_EVERY_S)
                 meter.frames(ray.get(monitor.num_frames.remote()))
                 for reference in done:
                     ray.get(reference)

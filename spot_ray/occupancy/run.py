@@ -1,39 +1,32 @@
-"""Label a whole dataset: a Ray Data job over its sequences, or the same in one process."""
+"""Label a whole dataset: a Ray Data job over its sequences, or the same in one process; stopped, it goes on."""
 
 from __future__ import annotations
 
-import functools
+import hashlib
+import importlib.metadata
 import importlib.util
 import json
-import pickle
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import asdict
-from typing import Any
+from dataclasses import fields
+from typing import cast
 
-import pyarrow as pa
+import pyarrow.compute as pc
 
 from spot_ray.config.load import to_json
 from spot_ray.errors import DataError, InstallError, SpotRayError
+from spot_ray.occupancy.classes import ClassKind, Tier, kind_for, label_classes, tier_of
 from spot_ray.occupancy.config import LabelConfig
-from spot_ray.occupancy.label import SWEEP_COLUMNS, LabelReport, label_sequence
+from spot_ray.occupancy.label import LabelReport
+from spot_ray.occupancy.tasks import LabelWork, label_here, label_with_ray
+from spot_ray.progress import Meter, Progress
 from spot_ray.schema.occupancy import OccupancyInfo
 from spot_ray.schema.subset import Subset
-from spot_ray.session import quiet_data_context, ray_session
 from spot_ray.storage import uri as uris
 from spot_ray.storage.dataset import Dataset, open_dataset
-from spot_ray.storage.occupancy import (
-    commit_occupancy,
-    label_set_uri,
-    list_label_sets,
-    open_occupancy,
-    write_occupancy_shard,
-)
-from spot_ray.storage.shards import shard_name
+from spot_ray.storage.label_ingest import LabelIngest
+from spot_ray.storage.occupancy import OccupancySet, label_set_uri, list_label_sets, open_occupancy
 from spot_ray.storage.subset import sequences_of
-
-Written = Generator[tuple[str, pa.Table, LabelReport], None, None]
-"""Yields a sequence, the manifest rows of its labels, and what was found."""
 
 Provenance = dict[str, str | int | float | bool | None]
 
@@ -46,13 +39,22 @@ def label_dataset(
     num_workers: int | None = None,
     overwrite: bool = False,
     subset: Subset | None = None,
-    on_sequence: Callable[[str, LabelReport], None] | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
 ) -> LabelReport:
-    """Make occupancy labels for every sequence of a dataset that has none yet, each in a Ray task.
+    """Make occupancy labels for every sequence of a dataset that has none yet, each in a task of its own.
 
-    Key frames are labelled, each from all sweeps of its sequence. The labels become visible all at once at the end; an
-    error leaves none. A dataset without point labels and without boxes gets labels that only say where something is,
-    not what; then nothing that moved can be told apart either.
+    Key frames are labelled, each from the sweeps around it in its sequence. A dataset without point labels and without
+    boxes gets labels that only say where something is, not what; then nothing that moved can be told apart either.
+
+    The labels become visible together, when all are finished. A run that failed, was interrupted or killed leaves what
+    it has finished aside, sequence by sequence; the same call again goes on from there, and ends with the same files,
+    byte for byte, as one undisturbed, on any number of workers. If the config, a sequence or the version of this
+    package is another one by then, those sequences are labelled anew. The sweeps and their manifest are only read.
+    One run at a time may write to a label set.
+
+    Overwriting, too, makes all new labels beside those that are there, which readers find until the last is finished,
+    and then replaces them at one moment; the old files are removed after that. Who has them open at that time has to
+    open the set again. It needs room for both.
 
     Args:
         uri: The dataset.
@@ -60,17 +62,18 @@ def label_dataset(
         config: How to label.
         num_workers: Sequences labelled at a time; 1 works in this process, without Ray. None takes one a CPU of the
             cluster if Ray is installed, else 1. A single sequence needs no Ray.
-        overwrite: Remove a label set of this name first.
+        overwrite: Replace a label set of this name.
         subset: Label only the sequences that hold frames of it, each as a whole; None: all. What it leaves out can be
             labelled later.
-        on_sequence: Called with each sequence's name and what was found when it is labelled, to show progress.
+        on_progress: Called about twice a second.
 
     Returns:
-        What was found, over all sequences that were labelled now.
+        What was found, over all sequences that became visible now; nothing if all had labels of this name already.
 
     Raises:
-        DataError: If the dataset is broken or lacks what the subset names, or all sequences have labels of this name,
-            or some have and were labelled otherwise, or overwriting would remove labels of others than the subset's.
+        ConfigError: If the source's labels do not bear the classes that are asked for.
+        DataError: If the dataset is broken or lacks what the subset names, or some of its sequences have labels of this
+            name that were made otherwise, or overwriting would remove labels of others than the subset's.
         InstallError: If several workers are asked for and Ray is not installed.
     """
     has_ray = importlib.util.find_spec("ray") is not None
@@ -80,13 +83,36 @@ def label_dataset(
             remedy="pip install 'spot_ray[train]', or label with one worker",
         )
     dataset = open_dataset(uri)
-    sequences = _unlabelled(dataset, name, config, subset, overwrite=overwrite)
-    if has_ray and num_workers != 1 and len(sequences) > 1:
-        with ray_session():
-            written = _label_with_ray(dataset.uri, name, sequences, config, num_workers)
-            return _commit(dataset, name, config, sequences, written, on_sequence)
-    written = ((s, *_label_and_write(dataset, name, s, config)) for s in sequences)
-    return _commit(dataset, name, config, sequences, written, on_sequence)
+    sequences = _sequences_to_label(dataset, subset)
+    existing = _existing(dataset, name, config, sequences, subset, overwrite=overwrite)
+    tier, kind = _classes(dataset, config, sequences, existing)
+    hashes = _hashes(dataset, config, kind)
+    ingest = LabelIngest(dataset.uri, name, sequences, hash_of=hashes.get, replace=overwrite)
+    if ingest.is_done:
+        return LabelReport()
+    work = LabelWork(dataset.uri, tuple(dataset.parts), ingest.folder, config, kind)
+    waiting = ingest.waiting
+    meter = Meter(len(ingest.units), len(ingest.units) - len(waiting), on_progress)
+    to_write = {unit: hashes[unit.sequences[0]] for unit in waiting}
+    if has_ray and num_workers != 1 and len(waiting) > 1:
+        written = label_with_ray(work, to_write, num_workers, meter)
+    else:
+        written = label_here(work, to_write, meter)
+    try:
+        with closing(written):
+            for unit in written:
+                ingest.wrote(unit)
+                meter.finished(1)
+        found = (LabelReport(**note.figures) for note in ingest.notes().values())
+        total = sum(found, LabelReport())
+        classes, _ = label_classes(dataset.info.taxonomy, kind)
+        provenance = _provenance(config, total, tier, kind, existing)
+        ingest.show(OccupancyInfo(name, config.grid, classes, provenance))
+    except SpotRayError as error:
+        raise _with_way_on(error, len(ingest.units) - len(ingest.waiting), len(ingest.units)) from None
+    finally:
+        ingest.close()
+    return total
 
 
 def label_in_process(uri: str, *, name: str = "default", config: LabelConfig, overwrite: bool = False) -> LabelReport:
@@ -117,20 +143,25 @@ def _sequences_to_label(dataset: Dataset, subset: Subset | None) -> tuple[str, .
     return sequences
 
 
-def _unlabelled(
-    dataset: Dataset, name: str, config: LabelConfig, subset: Subset | None, *, overwrite: bool
-) -> tuple[str, ...]:
-    """Return the sequences to label."""
-    to_label = _sequences_to_label(dataset, subset)
+def _existing(
+    dataset: Dataset,
+    name: str,
+    config: LabelConfig,
+    sequences: Sequence[str],
+    subset: Subset | None,
+    *,
+    overwrite: bool,
+) -> OccupancySet | None:
+    """Return the label set that is to be added to, None if it is to be made or replaced."""
     folder = label_set_uri(dataset.uri, name)
     if overwrite and subset is None:  # whatever is there, even if it cannot be opened
-        uris.remove_tree(folder)
+        return None
     if name not in list_label_sets(dataset.uri):
-        return to_label
+        return None
     existing = open_occupancy(dataset.uri, name)
     done = set(existing.manifest.column("sequence_id").to_pylist())
     if overwrite:
-        others = done.difference(to_label)
+        others = done.difference(sequences)
         if others:
             raise DataError(
                 f"labels {name!r} of {len(others)} sequences outside the subset would be lost",
@@ -138,15 +169,7 @@ def _unlabelled(
                 expected="a set with labels of the subset's sequences alone",
                 remedy="choose another --name, or leave --subset out to make all of them anew",
             )
-        uris.remove_tree(folder)
-        return to_label
-    sequences = tuple(s for s in to_label if s not in done)
-    if not sequences:
-        raise DataError(
-            f"every sequence {'' if subset is None else 'of the subset '}has occupancy labels {name!r} already",
-            where=folder,
-            remedy="choose another --name, or replace them with --overwrite",
-        )
+        return None
     if existing.info.provenance.get("config") != to_json(config, indent=None):
         raise DataError(
             f"{len(done)} sequences have labels {name!r} that were made another way",
@@ -154,94 +177,57 @@ def _unlabelled(
             expected=f"config {existing.info.provenance.get('config')}",
             remedy="choose another --name, or make all of them anew with --overwrite",
         )
-    return sequences
+    return existing
 
 
-def _label_and_write(
-    dataset: Dataset, name: str, sequence_id: str, config: LabelConfig
-) -> tuple[pa.Table, LabelReport]:
-    """Label one sequence and write its shard; return the shard's manifest rows and what was found."""
-    sweeps = [dataset.read(i, SWEEP_COLUMNS) for i in dataset.frames_of(sequence_id)]
-    frames, report = label_sequence(sweeps, info=dataset.info, config=config)
-    return write_occupancy_shard(dataset.uri, name, sequence_id, frames), report
+def _classes(
+    dataset: Dataset, config: LabelConfig, sequences: Sequence[str], existing: OccupancySet | None
+) -> tuple[Tier, ClassKind]:
+    """Return which labels the source of all sequences has that the set will hold, and its kind of classes.
 
-
-def _label_with_ray(
-    uri: str, name: str, sequences: Sequence[str], config: LabelConfig, num_workers: int | None
-) -> Written:
-    import ray.data
-
-    with quiet_data_context():
-        # One block a sequence, so that each is a task of its own and comes back as soon as it is written.
-        results = ray.data.from_items([{"sequence_id": s} for s in sequences], override_num_blocks=len(sequences)).map(
-            functools.partial(_task, uri=uri, name=name, config=config), num_cpus=1, concurrency=num_workers
-        )
-    for result in results.iter_rows():
-        if result["error"] is not None:
-            raise pickle.loads(result["error"])
-        with pa.ipc.open_stream(result["rows"]) as stream:
-            rows = stream.read_all()
-        yield result["sequence_id"], rows, LabelReport(**json.loads(result["report"]))
-
-
-def _task(item: dict[str, str], *, uri: str, name: str, config: LabelConfig) -> dict[str, Any]:
-    """Label one sequence in a Ray task.
-
-    A user's error is a result like another: raised, Ray would log it with a traceback and wrap it.
+    What is added to a set gets its classes, whatever the labels of the new sequences alone would bear.
     """
-    sequence_id = item["sequence_id"]
-    try:
-        rows, report = _label_and_write(open_dataset(uri), name, sequence_id, config)
-    except SpotRayError as error:
-        return {"sequence_id": sequence_id, "rows": None, "report": None, "error": pickle.dumps(error)}
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, rows.schema) as stream:
-        stream.write_table(rows)
-    return {
-        "sequence_id": sequence_id,
-        "rows": sink.getvalue().to_pybytes(),
-        "report": json.dumps(asdict(report)),
-        "error": None,
-    }
+    of_set = [] if existing is None else existing.manifest.column("sequence_id").unique().to_pylist()
+    rows = dataset.manifest.filter(pc.field("sequence_id").isin(sorted({*sequences, *of_set})))
+    tier = tier_of(rows, dataset.info.taxonomy)
+    if existing is None:
+        return tier, kind_for(tier, config.classes)
+    return tier, kind_for(tier, cast("ClassKind", existing.info.provenance["classes"]))
 
 
-def _commit(
-    dataset: Dataset,
-    name: str,
-    config: LabelConfig,
-    sequences: Sequence[str],
-    written: Written,
-    on_sequence: Callable[[str, LabelReport], None] | None,
-) -> LabelReport:
-    """Take in what is written, then make it visible; remove it if something fails."""
-    total = LabelReport()
-    tables = []
-    try:
-        with closing(written):
-            for sequence_id, rows, report in written:
-                tables.append(rows)
-                total += report
-                if on_sequence is not None:
-                    on_sequence(sequence_id, report)
-        existing = open_occupancy(dataset.uri, name).info.provenance if name in list_label_sets(dataset.uri) else None
-        provenance = _provenance(config, total, existing)
-        info = OccupancyInfo(name, config.grid, dataset.info.taxonomy.classes, provenance)
-        commit_occupancy(dataset.uri, info, tables)
-    except BaseException:
-        folder = uris.join(label_set_uri(dataset.uri, name), "shards")
-        uris.remove_files(uris.join(folder, shard_name([s])) for s in sequences)
-        raise
-    return total
+def _hashes(dataset: Dataset, config: LabelConfig, kind: ClassKind) -> dict[str, str]:
+    """Return for each sequence a hash of what its labels are made from and how."""
+    figures = [field.name for field in fields(LabelReport)]
+    how = json.dumps([importlib.metadata.version("spot_ray"), figures, to_json(dataset.info), to_json(config), kind])
+    listed = dataset.manifest.select(["frame_id", "timestamp_ns", "num_points", "keyframe"])
+    hashes = {}
+    for sequence_id in dataset.sequences:
+        frames = dataset.frames_of(sequence_id)
+        rows = json.dumps([sequence_id, listed.slice(frames.start, len(frames)).to_pydict()])
+        hashes[sequence_id] = hashlib.blake2b((how + rows).encode(), digest_size=16).hexdigest()
+    return hashes
 
 
-def _provenance(config: LabelConfig, report: LabelReport, existing: Provenance | None) -> Provenance:
+def _provenance(
+    config: LabelConfig, report: LabelReport, tier: Tier, kind: ClassKind, existing: OccupancySet | None
+) -> Provenance:
     """Return how the labels were made, and what they lack: those of now, and those that the set has already."""
+    before = {} if existing is None else existing.info.provenance
     return {
         "generator": "spot_ray.occupancy",
         "config": to_json(config, indent=None),
-        "aggregated": report.frames_aggregated == report.frames and (existing is None or existing["aggregated"]),
-        "with_classes": report.points_by_source + report.points_by_box > 0
-        or (existing is not None and existing["with_classes"]),
+        "tier": tier,
+        "classes": kind,
+        "aggregated": report.frames_aggregated == report.frames and before.get("aggregated", True),
+        "with_classes": report.points_by_source + report.points_by_box > 0 or before.get("with_classes", False),
         "objects_moved_with_boxes": report.frames_with_boxes == report.frames
-        and (existing is None or existing["objects_moved_with_boxes"]),
+        and before.get("objects_moved_with_boxes", True),
     }
+
+
+def _with_way_on(error: SpotRayError, kept: int, of_sequences: int) -> SpotRayError:
+    if not kept:
+        return error
+    way_on = f"{kept} of {of_sequences} sequences are finished: the same command goes on from there"
+    remedy = "; ".join(part for part in (error.remedy, way_on) if part)
+    return type(error)(error.what, where=error.where, expected=error.expected, remedy=remedy)

@@ -156,22 +156,18 @@ def decode_sweep(table: pa.Table, row: int, info: DatasetInfo) -> Sweep:
             return None
         return (decode_column_of_version_1 if first else decode_column)(scalar, dtype, count, name, column)
 
-    def numbers(column: str) -> npt.NDArray[Any] | None:
-        scalar = value.get(column)
-        return None if scalar is None or not scalar.is_valid else scalar.values.to_numpy(zero_copy_only=False)
-
-    pose, poses = numbers("world_SE3_ego"), numbers("sweep_poses")
-    ignore, ignore_2d = numbers("ignore_regions"), numbers("ignore_boxes_2d")
+    pose, poses = _numbers(value, "world_SE3_ego"), _numbers(value, "sweep_poses")
+    ignore, ignore_2d = _numbers(value, "ignore_regions"), _numbers(value, "ignore_boxes_2d")
     return Sweep(
         sequence_id=value["sequence_id"].as_py(),
         frame_id=value["frame_id"].as_py(),
         timestamp_ns=value["timestamp_ns"].as_py(),
         xyz=(decode_xyz_of_version_1 if first else decode_xyz)(value["xyz"], value["xyz_scale_m"].as_py(), count, name),
         world_SE3_ego=None if pose is None else pose.reshape(4, 4),
-        boxes=_decode_boxes(value, numbers),
+        boxes=_decode_boxes(value),
         ignore_regions=None if ignore is None else ignore.reshape(-1, 7),
         motion_compensated=value["motion_compensated"].as_py(),
-        sweep_pose_time_offset_ns=numbers("sweep_pose_time_offset_ns"),
+        sweep_pose_time_offset_ns=_numbers(value, "sweep_pose_time_offset_ns"),
         sweep_poses=None if poses is None else poses.reshape(-1, 4, 4),
         calibration=value["calibration"].as_py(),
         ignore_boxes_2d=None if ignore_2d is None else ignore_2d.reshape(-1, 4),
@@ -186,6 +182,21 @@ def decode_sweep(table: pa.Table, row: int, info: DatasetInfo) -> Sweep:
         },
         **{column: blob(column, dtype) for column, dtype in POINT_DTYPES.items()},
     )
+
+
+POSE_AND_BOXES = ("world_SE3_ego", *(f.name for f in _BOXES if f.name.startswith("box")))
+"""The Parquet columns of :func:`decode_pose_and_boxes`."""
+
+
+def decode_pose_and_boxes(table: pa.Table, row: int) -> tuple[npt.NDArray[np.float64] | None, Boxes | None]:
+    """Return the (4, 4) `world_SE3_ego` and the boxes of one row, each None where there is none.
+
+    Raises:
+        DataError: If the content breaks the schema.
+    """
+    value = {name: table.column(name)[row] for name in table.column_names}
+    pose = value["world_SE3_ego"].as_py()
+    return None if pose is None else np.array(pose).reshape(4, 4), _decode_boxes(value)
 
 
 def encode_occupancy(occupancy: Occupancy) -> dict[str, Any]:
@@ -292,8 +303,13 @@ def _encode_boxes(boxes: Boxes | None, where: str) -> dict[str, Any]:
     return row
 
 
-def _decode_boxes(value: dict[str, pa.Scalar], numbers: Any) -> Boxes | None:
-    flat = numbers("boxes")
+def _numbers(value: dict[str, pa.Scalar], column: str) -> npt.NDArray[Any] | None:
+    scalar = value.get(column)
+    return None if scalar is None or not scalar.is_valid else scalar.values.to_numpy(zero_copy_only=False)
+
+
+def _decode_boxes(value: dict[str, pa.Scalar]) -> Boxes | None:
+    flat = _numbers(value, "boxes")
     if flat is None:
         return None
     columns: dict[str, Any] = {}
@@ -303,8 +319,9 @@ def _decode_boxes(value: dict[str, pa.Scalar], numbers: Any) -> Boxes | None:
             continue
         if f.name in BOX_COLUMNS:
             width = BOX_COLUMNS[f.name][1]
-            array = numbers(f"box_{f.name}")
+            array = scalar.values.to_numpy(zero_copy_only=False)
             columns[f.name] = array.reshape(-1, width) if width > 1 else array
         else:
             columns[f.name] = scalar.as_py()
-    return Boxes(flat.reshape(-1, 7), numbers("box_source_class"), **columns)
+    source_class = value["box_source_class"].values.to_numpy(zero_copy_only=False)
+    return Boxes(flat.reshape(-1, 7), source_class, **columns)

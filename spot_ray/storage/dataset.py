@@ -15,11 +15,11 @@ from spot_ray.errors import DataError
 from spot_ray.schema.dataset import SCHEMA_VERSION, DatasetInfo, ExtraColumn
 from spot_ray.schema.manifest import SWEEP_MANIFEST
 from spot_ray.schema.sensors import LidarSpec
-from spot_ray.schema.sweep import POINT_DTYPES, Sweep
+from spot_ray.schema.sweep import POINT_DTYPES, Boxes, Sweep
 from spot_ray.schema.taxonomy import Taxonomy
 from spot_ray.storage import manifest
 from spot_ray.storage import uri as uris
-from spot_ray.storage.codec import EXTRA, columns_for, decode_sweep
+from spot_ray.storage.codec import EXTRA, POSE_AND_BOXES, columns_for, decode_pose_and_boxes, decode_sweep
 from spot_ray.storage.description import FILE, describes_new, write_description
 from spot_ray.storage.removed import FILE as REMOVED
 from spot_ray.storage.removed import removed_sequences
@@ -219,12 +219,21 @@ class Dataset:
         Raises:
             IndexError: If there is no frame `i`.
         """
-        if not -len(self) <= i < len(self):
-            raise IndexError(f"frame {i} of {len(self)}")
-        i %= len(self)
-        shard, row_group, row = (self.manifest.column(c)[i].as_py() for c in ("shard", "row_group", "row"))
+        shard, row_group, row = self._place(i)
         names = columns_for(list(dict.fromkeys(("xyz", *columns))), self.info)
         return decode_sweep(self._reader.read(shard, row_group, names), row, self.info)
+
+    def pose_and_boxes(self, i: int) -> tuple[npt.NDArray[np.float64] | None, Boxes | None]:
+        """Return the (4, 4) `world_SE3_ego` and the boxes of frame `i`, each None where there is none.
+
+        No point is read.
+
+        Raises:
+            IndexError: If there is no frame `i`.
+            DataError: If the file is broken.
+        """
+        shard, row_group, row = self._place(i)
+        return decode_pose_and_boxes(self._reader.read(shard, row_group, POSE_AND_BOXES), row)
 
     def poses(self, sequence_id: str) -> list[npt.NDArray[np.float64] | None]:
         """Return the (4, 4) `world_SE3_ego` of each of a sequence's frames, or None; no point is read.
@@ -238,6 +247,12 @@ class Dataset:
         columns = {s: self._reader.read_all(s, ["world_SE3_ego"]).column(0) for s in dict.fromkeys(shards)}
         values = [columns[shard][group].as_py() for shard, group in zip(shards, groups, strict=True)]
         return [None if value is None else np.array(value).reshape(4, 4) for value in values]
+
+    def _place(self, i: int) -> tuple[str, int, int]:
+        if not -len(self) <= i < len(self):
+            raise IndexError(f"frame {i} of {len(self)}")
+        shard, row_group, row = (self.manifest.column(c)[i % len(self)].as_py() for c in ("shard", "row_group", "row"))
+        return shard, row_group, row
 
     @property
     def sequences(self) -> tuple[str, ...]:

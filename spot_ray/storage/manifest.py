@@ -2,7 +2,7 @@
 
 A part is named by a hash of its content: to write the same one again changes nothing, and a conversion that was stopped
 and gone on with leaves the same files as one that was not. Beside its rows it holds notes on the sequences: the hash of
-the source files and the frames that were set aside.
+the source files, the frames that were set aside, and what a label job counted.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import hashlib
 import io
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -48,12 +48,15 @@ class SequenceNotes:
     """What is known of a sequence beside its frames.
 
     Args:
-        source_hash: Hash of the source's files that it was read from; None if its source does not tell.
+        source_hash: Hash of what it was made from: the source's files, or a sequence and how it was labelled; None if
+            its source does not tell.
         set_aside: Its frames that were left out.
+        figures: What was counted when it was made, by name.
     """
 
     source_hash: str | None
     set_aside: tuple[SetAside, ...] = ()
+    figures: Mapping[str, int] = field(default_factory=dict)
 
 
 Notes = Mapping[str, SequenceNotes]
@@ -62,7 +65,7 @@ Notes = Mapping[str, SequenceNotes]
 
 def encode_part(rows: pa.Table, notes: Notes) -> bytes:
     """Return the file of a manifest part."""
-    text = json.dumps({name: asdict(value) for name, value in sorted(notes.items())})
+    text = json.dumps({name: _plain(value) for name, value in sorted(notes.items())})
     sink = io.BytesIO()
     pq.write_table(rows.replace_schema_metadata({_NOTES: text}), sink, compression="zstd")
     return sink.getvalue()
@@ -166,9 +169,15 @@ def _decode_parts(
         yield decode_part(content, schema, where)
 
 
+def _plain(notes: SequenceNotes) -> dict[str, Any]:
+    # Without the figures where there are none, as parts had it before there were any.
+    return {name: value for name, value in asdict(notes).items() if value or name != "figures"}
+
+
 def _parse_notes(text: bytes) -> dict[str, SequenceNotes]:
     def parse(value: dict[str, Any]) -> SequenceNotes:
-        return SequenceNotes(value["source_hash"], tuple(SetAside(**frame) for frame in value["set_aside"]))
+        set_aside = tuple(SetAside(**frame) for frame in value["set_aside"])
+        return SequenceNotes(value["source_hash"], set_aside, value.get("figures", {}))
 
     return {name: parse(value) for name, value in json.loads(text).items()}
 

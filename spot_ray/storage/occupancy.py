@@ -1,9 +1,19 @@
-"""Occupancy label sets: `occupancy/NAME/` beside the sweeps, with a manifest and grid of its own."""
+"""Occupancy label sets: `occupancy/NAME/` beside the sweeps, with a manifest and grid of its own.
+
+    occupancy/NAME/info.json                what holds for the set; written last, without it there is no set
+    occupancy/NAME/manifest, shards         the labels of generation 0
+    occupancy/NAME/generation-K/manifest …  those of generation K, which replaced all before
+
+`info.json` tells which generation the set consists of. So a set is replaced at one moment, when its file is, on object
+stores too: what is being made is beside what is there, and what was there is removed when nothing names it any more.
+"""
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from types import TracebackType
 
 import pyarrow as pa
@@ -16,9 +26,14 @@ from spot_ray.storage import manifest
 from spot_ray.storage import uri as uris
 from spot_ray.storage.codec import OCCUPANCY_SCHEMA, decode_occupancy, encode_occupancy
 from spot_ray.storage.occupancy_info import read_occupancy_info
-from spot_ray.storage.shards import ShardReader, ShardWriter, shard_name
+from spot_ray.storage.sequence import FRAMES_A_PART
+from spot_ray.storage.shards import ShardReader, ShardWriter, shard_name, shard_stem, stem_of
+from spot_ray.storage.whole_file import remove_asides
+
+INFO_FILE = "info.json"
 
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9._-]*")
+_GENERATION = re.compile(r"generation-([1-9][0-9]*)")
 
 
 def label_set_uri(uri: str, name: str) -> str:
@@ -34,72 +49,105 @@ def label_set_uri(uri: str, name: str) -> str:
     return uris.join(uris.absolute(uri), "occupancy", name)
 
 
-def write_occupancy_shard(uri: str, name: str, sequence_id: str, frames: Sequence[Occupancy]) -> pa.Table:
-    """Write one sequence's labels; they are invisible until :func:`commit_occupancy` gets the returned rows.
+def label_folder(name: str, generation: int) -> str:
+    """Return the folder of a generation's files, relative to the dataset."""
+    return f"occupancy/{name}" if generation == 0 else f"occupancy/{name}/generation-{generation}"
+
+
+def generations(uri: str, name: str) -> list[int]:
+    """Return the generations of which files are in the folder of a label set, ascending: finished or not, or old."""
+    entries = uris.list_dir(label_set_uri(uri, name))
+    later = sorted(int(match[1]) for match in map(_GENERATION.fullmatch, entries) if match)
+    return [0, *later] if {"manifest", "shards", "pending"}.intersection(entries) else later
+
+
+def label_folders(uri: str) -> Iterator[tuple[str, str]]:
+    """Yield the name and folder (relative to the dataset) of every generation of every label set, visible or not."""
+    for name in uris.list_dir(uris.join(uris.absolute(uri), "occupancy")):
+        if _NAME.fullmatch(name):
+            for generation in generations(uri, name):
+                yield name, label_folder(name, generation)
+
+
+def write_occupancy(uri: str, folder: str, sequence_id: str, frames: Iterable[Occupancy]) -> pa.Table:
+    """Write one sequence's labels; they are invisible until a manifest lists the returned rows.
+
+    Every `FRAMES_A_PART` frames a file ends, and no more than one frame is held. Written again, the same labels are the
+    same files: a task that died half-way is simply run again.
 
     Args:
         uri: The dataset.
-        name: The label set.
+        folder: The :func:`label_folder`.
         sequence_id: The sequence.
         frames: Its frames, in time order.
 
     Returns:
         The manifest rows.
-    """
-    shard = f"occupancy/{name}/shards/{shard_name([sequence_id])}"
-    with ShardWriter(uris.join(uris.absolute(uri), shard), OCCUPANCY_SCHEMA, compression="zstd") as writer:
-        groups = [writer.add(encode_occupancy(frame)) for frame in frames]
-    rows = [
-        {"sequence_id": sequence_id, "frame_id": f.frame_id, "shard": shard, "row_group": group, "row": 0}
-        for f, group in zip(frames, groups, strict=True)
-    ]
-    return pa.Table.from_pylist(rows, schema=OCCUPANCY_MANIFEST)
-
-
-def commit_occupancy(uri: str, info: OccupancyInfo, rows: Sequence[pa.Table]) -> None:
-    """Make written shards visible as the label set `info.name`.
 
     Raises:
-        DataError: If the set exists with another grid or other classes.
+        DataError: If a file cannot be written. Nothing is left of the sequence then, nor if `frames` raises.
     """
-    _check_existing(uri, info)
-    folder = label_set_uri(uri, info.name)
-    uris.write_bytes(uris.join(folder, "info.json"), to_json(info).encode())
-    manifest.append_part(uris.join(folder, "manifest"), pa.concat_tables([OCCUPANCY_MANIFEST.empty_table(), *rows]))
+    root = uris.absolute(uri)
+    stream = iter(frames)
+    names: list[str] = []
+    tables = [OCCUPANCY_MANIFEST.empty_table()]
+    try:
+        for first in stream:
+            names.append(shard_name([sequence_id], len(names)))
+            shard = f"{folder}/shards/{names[-1]}"
+            remove_asides(uris.join(root, folder, "shards"), names[-1:])
+            rows = []
+            with ShardWriter(uris.join(root, shard), OCCUPANCY_SCHEMA, compression="zstd") as writer:
+                for frame in itertools.chain([first], itertools.islice(stream, FRAMES_A_PART - 1)):
+                    place = {"shard": shard, "row_group": writer.add(encode_occupancy(frame)), "row": 0}
+                    rows.append({"sequence_id": sequence_id, "frame_id": frame.frame_id, **place})
+            tables.append(pa.Table.from_pylist(rows, schema=OCCUPANCY_MANIFEST))
+    except BaseException:
+        _remove_shards(root, folder, sequence_id, keep=())
+        raise
+    _remove_shards(root, folder, sequence_id, keep=names)
+    return pa.concat_tables(tables).combine_chunks()
 
 
-def _check_existing(uri: str, info: OccupancyInfo) -> set[str]:
-    """Return the sequences that a label set of this name holds already, none if there is no such set."""
-    if info.name not in list_label_sets(uri):
-        return set()
-    existing = open_occupancy(uri, info.name)
-    if (existing.info.grid, existing.info.classes) != (info.grid, info.classes):
-        raise DataError(
-            f"label set {info.name!r} exists with another grid or other classes",
-            where=label_set_uri(uri, info.name),
-            remedy="choose another name",
-        )
-    return set(existing.manifest.column("sequence_id").to_pylist())
+def _remove_shards(root: str, folder: str, sequence_id: str, keep: Sequence[str]) -> None:
+    shards = uris.join(root, folder, "shards")
+    stem = shard_stem([sequence_id])
+    others = [name for name in uris.list_dir(shards) if stem_of(name) == stem and name not in keep]
+    uris.remove_files(uris.join(shards, name) for name in others)
+
+
+def write_info(uri: str, info: OccupancyInfo) -> None:
+    """Write a label set's `info.json`; from then on its generation is what readers find."""
+    uris.write_bytes(uris.join(label_set_uri(uri, info.name), INFO_FILE), to_json(info).encode())
 
 
 class OccupancyWriter:
-    """Writes a label set in one process; visible when the `with` block ends well, removed if it fails.
+    """Writes a label set, or adds sequences to one; visible when the `with` block ends well, removed if it fails.
 
     Args:
         uri: The dataset.
-        info: The label set.
+        info: The label set; its generation is that of the set that is there.
 
     Raises:
         DataError: If the set exists with another grid or other classes.
     """
 
     def __init__(self, uri: str, info: OccupancyInfo) -> None:
-        self._uri = uri
-        self._info = info
-        self._done = _check_existing(uri, info)
+        self._root = uris.absolute(uri)
+        existing = open_occupancy(uri, info.name) if info.name in list_label_sets(uri) else None
+        if existing is not None and (existing.info.grid, existing.info.classes) != (info.grid, info.classes):
+            raise DataError(
+                f"label set {info.name!r} exists with another grid or other classes",
+                where=label_set_uri(uri, info.name),
+                remedy="choose another name",
+            )
+        self._is_new = existing is None
+        self._info = replace(info, generation=0 if existing is None else existing.info.generation)
+        self._done = set() if existing is None else set(existing.manifest.column("sequence_id").to_pylist())
+        self._folder = label_folder(info.name, self._info.generation)
         self._rows: list[pa.Table] = []
 
-    def add_sequence(self, sequence_id: str, frames: Sequence[Occupancy]) -> None:
+    def add_sequence(self, sequence_id: str, frames: Iterable[Occupancy]) -> None:
         """Write one sequence's labels, in time order.
 
         Raises:
@@ -108,12 +156,12 @@ class OccupancyWriter:
         if sequence_id in self._done:
             raise DataError(
                 f"sequence {sequence_id!r} has labels {self._info.name!r} already",
-                where=label_set_uri(self._uri, self._info.name),
+                where=label_set_uri(self._root, self._info.name),
                 expected="each sequence once",
                 remedy="choose another name",
             )
         self._done.add(sequence_id)
-        self._rows.append(write_occupancy_shard(self._uri, self._info.name, sequence_id, frames))
+        self._rows.append(write_occupancy(self._root, self._folder, sequence_id, frames))
 
     def __enter__(self) -> OccupancyWriter:
         """Return itself."""
@@ -123,24 +171,44 @@ class OccupancyWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Make the labels visible, or remove them if the block failed."""
+        failed = error is not None
         try:
-            if error is None:
-                commit_occupancy(self._uri, self._info, self._rows)
+            if not failed:
+                self._commit()
         except BaseException:
-            self._remove()
+            failed = True
             raise
-        if error is not None:
-            self._remove()
+        finally:
+            if failed:
+                self._remove()
+
+    def _commit(self) -> None:
+        rows = pa.concat_tables([OCCUPANCY_MANIFEST.empty_table(), *self._rows])
+        parts = uris.join(self._root, self._folder, "manifest")
+        if self._is_new:
+            uris.remove_tree(parts)  # of a run that was killed before there was a set
+            manifest.append_part(parts, rows)
+            write_info(self._root, self._info)
+        else:
+            write_info(self._root, self._info)
+            manifest.append_part(parts, rows)
 
     def _remove(self) -> None:
-        root = uris.absolute(self._uri)
-        if self._info.name not in list_label_sets(root):
-            uris.remove_tree(label_set_uri(root, self._info.name))
-            if not uris.list_dir(uris.join(root, "occupancy")):
-                uris.remove_tree(uris.join(root, "occupancy"))
-            return
         shards = {name for rows in self._rows for name in rows.column("shard").to_pylist()}
-        uris.remove_files(uris.join(root, shard) for shard in shards)
+        uris.remove_files(uris.join(self._root, shard) for shard in shards)
+        if self._is_new:
+            uris.remove_tree(uris.join(self._root, self._folder, "manifest"))
+            remove_empty(self._root, self._folder)
+
+
+def remove_empty(uri: str, folder: str) -> None:
+    """Remove a :func:`label_folder` in which there is nothing, and the folders around it that are empty then."""
+    root = uris.absolute(uri)
+    parts = folder.split("/")
+    around = ["/".join(parts[: n + 1]) for n in reversed(range(len(parts)))]
+    for place in (*(f"{folder}/{kind}" for kind in ("shards", "pending", "manifest")), *around):
+        if not uris.list_dir(uris.join(root, place)):
+            uris.remove_tree(uris.join(root, place))
 
 
 class OccupancySet:
@@ -186,7 +254,7 @@ class OccupancySet:
 def list_label_sets(uri: str) -> list[str]:
     """Return the names of a dataset's label sets."""
     folder = uris.join(uris.absolute(uri), "occupancy")
-    return [name for name in uris.list_dir(folder) if uris.exists(uris.join(folder, name, "info.json"))]
+    return [name for name in uris.list_dir(folder) if uris.exists(uris.join(folder, name, INFO_FILE))]
 
 
 def open_occupancy(uri: str, name: str) -> OccupancySet:
@@ -196,7 +264,7 @@ def open_occupancy(uri: str, name: str) -> OccupancySet:
         DataError: If there is no such set, one of a newer version, or one of version 1 without the dataset's classes.
     """
     folder = label_set_uri(uri, name)
-    where = uris.join(folder, "info.json")
+    where = uris.join(folder, INFO_FILE)
     if not uris.exists(where):
         known = list_label_sets(uri)
         raise DataError(
@@ -206,6 +274,6 @@ def open_occupancy(uri: str, name: str) -> OccupancySet:
             remedy=f"make them: spot-ray label --data {uri}" + ("" if name == "default" else f" --name {name}"),
         )
     info = read_occupancy_info(uri, where)
-    parts = uris.join(folder, "manifest")
+    parts = uris.join(uris.absolute(uri), label_folder(name, info.generation), "manifest")
     rows = manifest.read_parts(parts, OCCUPANCY_MANIFEST, manifest.list_parts(parts))
     return OccupancySet(uris.absolute(uri), info, rows)

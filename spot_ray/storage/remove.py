@@ -19,7 +19,8 @@ from spot_ray.storage import manifest
 from spot_ray.storage import uri as uris
 from spot_ray.storage.codec import sweep_schema
 from spot_ray.storage.dataset import Dataset, open_dataset
-from spot_ray.storage.occupancy import list_label_sets
+from spot_ray.storage.ledger import read_receipts
+from spot_ray.storage.occupancy import label_folders
 from spot_ray.storage.removed import remember_removed, removed_sequences
 from spot_ray.storage.shards import ShardReader, ShardWriter, shard_stem, stem_of
 
@@ -50,7 +51,7 @@ def remove_sequence(uri: str, sequence_id: str) -> RemoveReport:
         DataError: If the dataset never had it.
     """
     dataset = open_dataset(uri)
-    pending = _pending_files(dataset.uri, sequence_id)
+    pending = _pending_files(dataset.uri, "", SWEEP_MANIFEST, sequence_id)
     if not pending and sequence_id not in {*dataset.sequences, *removed_sequences(dataset.uri)}:
         raise DataError(
             f"no sequence {sequence_id!r}",
@@ -59,10 +60,13 @@ def remove_sequence(uri: str, sequence_id: str) -> RemoveReport:
         )
     # First of all, so that no conversion brings it back meanwhile.
     remember_removed(dataset.uri, sequence_id)
-    files = {
-        name: _remove_from(dataset, f"occupancy/{name}/", OCCUPANCY_MANIFEST, sequence_id)
-        for name in list_label_sets(dataset.uri)
-    }
+    files: dict[str, int] = {}
+    # In those that are being made or were replaced, too.
+    for name, folder in label_folders(dataset.uri):
+        unfinished = _pending_files(dataset.uri, f"{folder}/", OCCUPANCY_MANIFEST, sequence_id)
+        uris.remove_files(unfinished)
+        listed = _remove_from(dataset, f"{folder}/", OCCUPANCY_MANIFEST, sequence_id)
+        files[name] = files.get(name, 0) + len(unfinished) + listed
     uris.remove_files(pending)
     num_files = sum(files.values()) + len(pending)
     num_files += _remove_from(dataset, "", SWEEP_MANIFEST, sequence_id)
@@ -121,13 +125,10 @@ def _next_name(shard: str) -> str:
     return f"{base}@{int(number or 0) + 1}.{part}.{suffix}"
 
 
-def _pending_files(uri: str, sequence_id: str) -> list[str]:
-    """Return what an unfinished conversion has of it, receipt and files; what shares them will be converted again."""
-    folder = uris.join(uri, "pending")
+def _pending_files(uri: str, folder: str, schema: pa.Schema, sequence_id: str) -> list[str]:
+    """Return what unfinished work has of it, receipt and files; what shares them will be written again."""
     files: list[str] = []
-    for name in uris.list_dir(folder):
-        where = uris.join(folder, name)
-        rows, notes = manifest.decode_part(uris.read_bytes(where), SWEEP_MANIFEST, where)
+    for file, (rows, notes) in read_receipts(uris.join(uri, folder) if folder else uri, schema).items():
         if sequence_id in notes:
-            files += [where, *(uris.join(uri, shard) for shard in rows.column("shard").unique().to_pylist())]
+            files += [file, *(uris.join(uri, shard) for shard in rows.column("shard").unique().to_pylist())]
     return files

@@ -1,6 +1,8 @@
 """Labelling a dataset on disk, in one process and over real Ray Data."""
 
 import json
+import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,6 +10,8 @@ import pytest
 from spot_ray.errors import DataError
 from spot_ray.geometry.grid import VoxelGrid
 from spot_ray.occupancy.config import LabelConfig
+from spot_ray.occupancy.dataset_reader import DatasetSequence
+from spot_ray.occupancy.label import LabelReport
 from spot_ray.occupancy.run import label_dataset, label_in_process
 from spot_ray.schema.sensors import LidarSpec, nominal_mount
 from spot_ray.schema.sweep import Boxes, Sweep
@@ -48,13 +52,23 @@ def same(a, b):
     )
 
 
+def contents(folder):
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def interrupt_after(num_sequences):
+    def interrupt(progress):
+        if progress.num_sequences == num_sequences:
+            raise KeyboardInterrupt
+
+    return interrupt
+
+
 def test_ray_and_one_process_make_the_same_labels(tmp_path):
     uri = write(str(tmp_path / "data"))
     seen = []
-    report = label_dataset(
-        uri, name="ray", config=CONFIG, num_workers=2, on_sequence=lambda name, found: seen.append((name, found.frames))
-    )
-    assert sorted(seen) == [(s, 3) for s in SEQUENCES]
+    report = label_dataset(uri, name="ray", config=CONFIG, num_workers=2, on_progress=seen.append)
+    assert (seen[-1].num_sequences, seen[-1].of_sequences, seen[-1].num_frames) == (3, 3, 9)
     assert label_in_process(uri, name="alone", config=CONFIG) == report
     assert (report.sequences, report.frames, report.frames_aggregated, report.points) == (3, 9, 9, 540)
     by_ray, alone = open_occupancy(uri, "ray"), open_occupancy(uri, "alone")
@@ -69,25 +83,115 @@ def test_ray_and_one_process_make_the_same_labels(tmp_path):
     assert json.loads(by_ray.info.provenance["config"])["knn_radius_m"] == 0.5
 
 
-def test_an_error_in_a_task_is_the_users_error_and_leaves_nothing(tmp_path):
+def test_files_are_the_same_on_any_number_of_workers_and_the_sweeps_are_only_read(tmp_path):
     uri = write(str(tmp_path / "data"))
-    shard = sorted((tmp_path / "data").rglob("*log%2F2*.parquet"))[0]
+    sweeps = contents(tmp_path / "data")
+    for name, workers in (("one", 1), ("two", 2), ("again", 2)):
+        label_dataset(uri, name="default", config=CONFIG, num_workers=workers)
+        shutil.move(tmp_path / "data" / "occupancy", tmp_path / name)
+        assert contents(tmp_path / "data") == sweeps
+    assert contents(tmp_path / "one") == contents(tmp_path / "two") == contents(tmp_path / "again")
+    assert len(contents(tmp_path / "one")) == 5  # info.json, one manifest part, three sequences
+
+
+@pytest.mark.parametrize("num_workers", [1, 2])
+def test_an_error_is_told_as_one_message_and_what_is_finished_stays(tmp_path, num_workers, monkeypatch):
+    whole = write(str(tmp_path / "whole"))
+    label_in_process(whole, config=CONFIG)
+    uri = write(str(tmp_path / "data"))
+    shard = next((tmp_path / "data").rglob("*log%2F3*.parquet"))
+    good = shard.read_bytes()
     shard.write_bytes(b"not parquet")
-    with pytest.raises(DataError):
-        label_dataset(uri, config=CONFIG, num_workers=2)
+    with pytest.raises(DataError, match="cannot read") as caught:
+        label_dataset(uri, config=CONFIG, num_workers=num_workers)
+    assert "sequences are finished: the same command goes on from there" in str(caught.value)
     assert list_label_sets(uri) == []
-    assert not list((tmp_path / "data").rglob("occupancy/**/*.parquet"))
+    kept = len(list((tmp_path / "data" / "occupancy/default/pending").iterdir()))
+    assert kept >= 1
+    shard.write_bytes(good)
+
+    labelled = []
+    original = DatasetSequence.__init__
+
+    def counted(self, dataset, sequence_id, on_read):
+        labelled.append(sequence_id)
+        original(self, dataset, sequence_id, on_read)
+
+    monkeypatch.setattr(DatasetSequence, "__init__", counted)
+    assert label_in_process(uri, config=CONFIG).frames == 9
+    assert len(labelled) == 3 - kept
+    assert contents(tmp_path / "data") == contents(tmp_path / "whole")
+
+
+def test_what_was_finished_in_another_way_is_made_anew(tmp_path):
+    whole = write(str(tmp_path / "whole"))
+    label_in_process(whole, config=CONFIG)
+    uri = write(str(tmp_path / "data"))
+    other = LabelConfig(grid=CONFIG.grid, knn_radius_m=0.4)
+    with pytest.raises(KeyboardInterrupt):
+        label_dataset(uri, config=other, num_workers=1, on_progress=interrupt_after(2))
+    assert len(list((tmp_path / "data" / "occupancy/default/pending").iterdir())) == 2
+    assert label_in_process(uri, config=CONFIG).sequences == 3
+    assert contents(tmp_path / "data") == contents(tmp_path / "whole")
 
 
 def test_labels_that_exist_are_kept_unless_told_otherwise(tmp_path):
     uri = write(str(tmp_path / "data"), SEQUENCES[:1])
     label_in_process(uri, config=CONFIG)
-    with pytest.raises(DataError, match="already") as error:
-        label_in_process(uri, config=CONFIG)
-    assert "--overwrite" in str(error.value)
+    before = contents(tmp_path / "data")
+    assert label_in_process(uri, config=CONFIG) == LabelReport()
     other = LabelConfig(grid=VoxelGrid((-8.0, -8.0, -1.0), (1.0, 1.0, 1.0), (16, 16, 4)))
+    with pytest.raises(DataError, match="another way") as error:
+        label_in_process(uri, config=other)
+    assert "--overwrite" in str(error.value)
+    assert contents(tmp_path / "data") == before
     label_in_process(uri, config=other, overwrite=True)
     assert open_occupancy(uri, "default").info.grid == other.grid
+    assert len(open_occupancy(uri, "default")) == 3
+    label_in_process(uri, config=CONFIG, overwrite=True)
+    assert open_occupancy(uri, "default").info.grid == CONFIG.grid
+    names = sorted(p.name for p in (tmp_path / "data" / "occupancy/default").iterdir())
+    assert names == ["generation-2", "info.json"]
+
+
+def test_old_labels_are_there_until_the_new_ones_are_finished(tmp_path):
+    for name in ("whole", "data"):
+        label_in_process(write(str(tmp_path / name)), config=CONFIG)
+    uri, old = str(tmp_path / "data"), contents(tmp_path / "data")
+    other = LabelConfig(grid=VoxelGrid((-8.0, -8.0, -1.0), (1.0, 1.0, 1.0), (16, 16, 4)))
+    with pytest.raises(KeyboardInterrupt):
+        label_dataset(uri, config=other, num_workers=1, overwrite=True, on_progress=interrupt_after(2))
+    assert old.items() <= contents(tmp_path / "data").items()
+    labels = open_occupancy(uri, "default")
+    assert labels.info.grid == CONFIG.grid
+    assert len(labels.get(SEQUENCES[2], "2").index)
+    # Without --overwrite nothing of it is used or lost.
+    assert label_in_process(uri, config=CONFIG) == LabelReport()
+
+    label_in_process(uri, config=other, overwrite=True)
+    label_in_process(str(tmp_path / "whole"), config=other, overwrite=True)
+    assert contents(tmp_path / "data") == contents(tmp_path / "whole")
+    assert len(open_occupancy(uri, "default")) == 9
+
+
+def test_sets_of_several_grids_and_classes_stand_side_by_side(tmp_path):
+    uri = write(str(tmp_path / "data"))
+    coarse = LabelConfig(grid=VoxelGrid((-8.0, -8.0, -1.0), (1.0, 1.0, 1.0), (16, 16, 4)))
+    label_in_process(uri, config=CONFIG)
+    first = contents(tmp_path / "data")
+    label_in_process(uri, name="coarse", config=coarse)
+    label_in_process(uri, name="binary", config=replace(CONFIG, classes="binary"))
+    assert first.items() <= contents(tmp_path / "data").items()
+    infos = {name: open_occupancy(uri, name).info for name in list_label_sets(uri)}
+    assert {name: info.grid for name, info in infos.items()} == {
+        "default": CONFIG.grid, "coarse": coarse.grid, "binary": CONFIG.grid
+    }  # fmt: skip
+    assert infos["binary"].class_names == ("occupied",)
+    assert infos["binary"].provenance["classes"] == "binary"
+    assert infos["default"].provenance["tier"] == "both"
+    mine, fine = (open_occupancy(uri, name).get("log/1", "0") for name in ("binary", "default"))
+    np.testing.assert_array_equal(mine.index, fine.index)
+    assert set(mine.semantic) == {1}
 
 
 def test_sequences_that_arrive_later_are_added(tmp_path):
@@ -101,14 +205,15 @@ def test_sequences_that_arrive_later_are_added(tmp_path):
     assert len(open_occupancy(uri, "default")) == 9
 
 
-def test_without_labels_and_boxes_occupancy_has_no_classes_and_says_so(tmp_path):
+def test_without_labels_and_boxes_all_that_is_told_is_that_something_is_there(tmp_path):
     uri = write(str(tmp_path / "data"), SEQUENCES[:1], classes=False)
     report = label_in_process(uri, config=CONFIG)
     assert report.points_unclassed == report.points
     assert report.frames_with_boxes == 0
     labels = open_occupancy(uri, "default")
     assert labels.info.provenance["with_classes"] is False
-    assert set(labels.get(SEQUENCES[0], "0").semantic) == {255}
+    assert (labels.info.provenance["tier"], labels.info.class_names) == ("none", ("occupied",))
+    assert set(labels.get(SEQUENCES[0], "0").semantic) == {1}
 
 
 def test_what_labels_lack_is_said_of_all_of_them(tmp_path):
@@ -119,15 +224,3 @@ def test_what_labels_lack_is_said_of_all_of_them(tmp_path):
     provenance = open_occupancy(uri, "default").info.provenance
     assert provenance["with_classes"] is True
     assert provenance["objects_moved_with_boxes"] is False
-
-
-def test_a_failure_on_the_way_removes_what_was_written(tmp_path):
-    uri = write(str(tmp_path / "data"))
-
-    def stop(name, report):
-        raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        label_dataset(uri, config=CONFIG, num_workers=1, on_sequence=stop)
-    assert list_label_sets(uri) == []
-    assert not list((tmp_path / "data").rglob("occupancy/**/*.parquet"))

@@ -79,8 +79,7 @@ def test_a_subset_is_labelled_and_used_and_the_rest_later(data: str, tmp_path: P
     assert set(five.names) < set(twenty.names)
 
     assert label_dataset(data, config=LABELS, num_workers=1, subset=five).sequences == 1
-    with pytest.raises(DataError, match="every sequence of the subset has occupancy labels 'default' already"):
-        label_dataset(data, config=LABELS, num_workers=1, subset=five)
+    assert label_dataset(data, config=LABELS, num_workers=1, subset=five).sequences == 0
     assert label_dataset(data, config=LABELS, num_workers=2, subset=twenty).sequences == 3
     labels = open_occupancy(data, "default")
     assert set(labels.manifest.column("sequence_id").to_pylist()) == set(twenty.names)

@@ -1,0 +1,177 @@
+"""Labels sequences, each in a task of its own: in this process, or over Ray Data on a whole cluster."""
+
+from __future__ import annotations
+
+import functools
+import pickle
+import queue
+import threading
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing, suppress
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from spot_ray.errors import SpotRayError
+from spot_ray.occupancy.classes import ClassKind, label_classes
+from spot_ray.occupancy.config import LabelConfig
+from spot_ray.occupancy.dataset_reader import DatasetSequence
+from spot_ray.occupancy.label import LabelReport, label_sequence
+from spot_ray.occupancy.reader import SequenceReader
+from spot_ray.progress import REPORT_EVERY_S, Meter, Monitor, Reporter, Stopped
+from spot_ray.schema.dataset import DatasetInfo
+from spot_ray.schema.occupancy import Occupancy
+from spot_ray.session import quiet_data_context, ray_session
+from spot_ray.storage import uri as uris
+from spot_ray.storage.dataset import open_dataset
+from spot_ray.storage.ledger import Unit, write_receipt
+from spot_ray.storage.manifest import SequenceNotes
+from spot_ray.storage.occupancy import write_occupancy
+
+if TYPE_CHECKING:
+    import ray
+
+Written = Generator[Unit, None, None]
+"""Yields each unit when its files and its receipt are written."""
+
+
+@dataclass(frozen=True)
+class LabelWork:
+    """What all tasks share; it travels to where they run.
+
+    Args:
+        uri: The dataset.
+        parts: Its manifest parts, so that logs which arrive meanwhile change nothing.
+        folder: Where the labels go, relative to the dataset.
+        config: How to label.
+        kind: The classes of the labels.
+    """
+
+    uri: str
+    parts: tuple[str, ...]
+    folder: str
+    config: LabelConfig
+    kind: ClassKind
+
+    def write(self, unit: Unit, source_hash: str, on_read: Callable[[], None], on_frame: Callable[[], None]) -> None:
+        """Write the labels of a sequence, then its receipt. Done twice, it leaves the same files.
+
+        Args:
+            unit: The sequence.
+            source_hash: Goes into its notes.
+            on_read: Called before each sweep that is read; may raise :class:`~spot_ray.progress.Stopped`.
+            on_frame: Called after each frame that was labelled; may raise it too.
+
+        Raises:
+            DataError: If the sequence cannot be read or labelled, or a file not be written. Nothing is left of it then.
+        """
+        (sequence_id,) = unit.sequences
+        dataset = open_dataset(self.uri, parts=self.parts)
+        _, class_of = label_classes(dataset.info.taxonomy, self.kind)
+        total = LabelReport()
+
+        def frames() -> Iterator[Occupancy]:
+            nonlocal total
+            with closing(_label(DatasetSequence(dataset, sequence_id, on_read), dataset.info, self.config)) as labelled:
+                for occupancy, report in labelled:
+                    yield replace(occupancy, semantic=class_of[occupancy.semantic])
+                    total += report
+                    on_frame()
+
+        rows = write_occupancy(self.uri, self.folder, sequence_id, frames())
+        notes = {sequence_id: SequenceNotes(source_hash, figures=asdict(total))}
+        write_receipt(uris.join(self.uri, self.folder), unit, rows, notes)
+
+
+def _label(
+    sequence: SequenceReader, info: DatasetInfo, config: LabelConfig
+) -> Generator[tuple[Occupancy, LabelReport], None, None]:
+    frames, report = label_sequence([sequence.read(i) for i in range(len(sequence))], info=info, config=config)
+    for frame in frames:
+        yield frame, report
+        report = LabelReport()
+
+
+def label_here(work: LabelWork, hashes: Mapping[Unit, str], meter: Meter) -> Written:
+    """Label sequences one after the other in this process.
+
+    Args:
+        work: How.
+        hashes: The hash of each unit's sequence, for its notes.
+        meter: Counts the frames.
+    """
+    for unit, source_hash in hashes.items():
+        work.write(unit, source_hash, lambda: None, lambda: meter.frames(meter.num_frames + 1))
+        yield unit
+
+
+def label_with_ray(work: LabelWork, hashes: Mapping[Unit, str], num_workers: int | None, meter: Meter) -> Written:
+    """Label sequences in Ray tasks; when it ends, however it ends, no task runs.
+
+    A task whose process dies, as it does when a machine's memory is full, is run again by Ray.
+
+    Args:
+        work: How.
+        hashes: The hash of each unit's sequence, for its notes.
+        num_workers: Tasks at a time; None: as many as there are CPUs.
+        meter: Counts the frames.
+    """
+    import ray
+    import ray.data
+
+    with ray_session():
+        monitor = ray.remote(num_cpus=0)(Monitor).remote()
+        items = [{"sequence_id": unit.sequences[0], "source_hash": hashes[unit]} for unit in hashes]
+        with quiet_data_context():
+            # One block a sequence, so that each is a task of its own and comes back as soon as it is written.
+            tasks = ray.data.from_items(items, override_num_blocks=len(items)).map(
+                functools.partial(_task, work=work, monitor=monitor), num_cpus=1, concurrency=num_workers
+            )
+        # Read to its end in a thread, whatever happens here: a stream that is abandoned cancels its tasks, and Ray 2.60
+        # aborts this process when a task ends while it is being cancelled.
+        results: queue.SimpleQueue[dict[str, Any] | BaseException] = queue.SimpleQueue()
+        reader = threading.Thread(target=_collect, args=(tasks, results), daemon=True)
+        reader.start()
+        try:
+            waiting = len(hashes)
+            while waiting:
+                result: dict[str, Any] | BaseException | None = None
+                with suppress(queue.Empty):
+                    result = results.get(timeout=REPORT_EVERY_S)
+                meter.frames(ray.get(monitor.num_frames.remote()))
+                if isinstance(result, BaseException):
+                    raise result
+                if result is not None:
+                    if result["error"] is not None:
+                        raise pickle.loads(result["error"])
+                    waiting -= 1
+                    yield Unit((result["sequence_id"],))
+        finally:
+            ray.get(monitor.stop.remote())
+            reader.join()
+            ray.kill(monitor)
+
+
+def _collect(tasks: ray.data.Dataset, results: queue.SimpleQueue[dict[str, Any] | BaseException]) -> None:
+    try:
+        for row in tasks.iter_rows():
+            results.put(row)
+    except BaseException as error:  # raised where the results are taken
+        results.put(error)
+
+
+def _task(item: dict[str, str], *, work: LabelWork, monitor: ray.actor.ActorHandle) -> dict[str, Any]:
+    """Label one sequence in a Ray task.
+
+    A user's error is a result like another: raised, Ray would log it with a traceback and wrap it.
+    """
+    reporter = Reporter(monitor)
+    error = None
+    try:
+        reporter.tell()
+        work.write(Unit((item["sequence_id"],)), item["source_hash"], lambda: reporter.frame(0), reporter.frame)
+        reporter.tell()
+    except SpotRayError as caught:
+        error = pickle.dumps(caught)
+    except Stopped:  # nobody takes the result any more
+        pass
+    return {"sequence_id": item["sequence_id"], "error": error}
