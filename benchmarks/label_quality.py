@@ -29,7 +29,6 @@ import platform
 import sys
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -51,13 +50,13 @@ from spot_ray.evaluate.label_quality import (
     limits,
 )
 from spot_ray.geometry import se3
-from spot_ray.geometry.grid import VoxelGrid, pack_bits, unpack_bits
-from spot_ray.geometry.rays import mark_passed
+from spot_ray.geometry.grid import VoxelGrid, unpack_bits
 from spot_ray.occupancy.config import LabelConfig
 from spot_ray.occupancy.label import label_sequence
 from spot_ray.schema.dataset import DatasetInfo
 from spot_ray.schema.sweep import Sweep
 from spot_ray.schema.taxonomy import PAPER_TAXONOMY
+from spot_ray.synthetic.domain import passed_and_hit
 from spot_ray.synthetic.presets import PRESETS
 from spot_ray.synthetic.surface import surface_labels
 from spot_ray.synthetic.world import World
@@ -134,10 +133,8 @@ def make_case(
     sweeps = [world.sweep(frame) for frame in range(plan.num_sweeps)]
     for frame, sweep in enumerate(sweeps):
         if frame % plan.key_every:
-            bare = dataclasses.replace(
-                sweep, keyframe=False, point_source_class=None, instance_id=None, boxes=None
-            )  # fmt: skip
-            sweeps[frame] = bare
+            nothing = {"point_source_class": None, "instance_id": None, "boxes": None}
+            sweeps[frame] = dataclasses.replace(sweep, keyframe=False, **nothing)
     info = DatasetInfo(f"synthetic-{preset}", (world.preset.lidar,), PAPER_TAXONOMY)
     truths = {sweeps[frame].frame_id: frame for frame in plan.scored()}
     return Case(
@@ -162,50 +159,16 @@ def _cached_truth(world: World, frame: int, grid: VoxelGrid, cache: Path | None,
 
 
 def true_frame(world: World, frame: int, grid: VoxelGrid, *, threads: int = 1) -> TrueFrame:
-    """Return what is true of a frame, and where any ray of its sequence was.
-
-    The rays are exact: from the LiDAR to the return without noise (in foliage to where the pulse came back), moved by
-    the exact poses. Those of other times passed where something moving is now: the voxel counts, with the truth of now.
-    """
+    """Return what is true of a frame, and where any ray of its sequence was."""
     areas = world.surface_areas(frame, grid)
     truth = surface_labels(areas, grid).reshape(-1)
     touched = areas.sum(axis=-1).reshape(-1) > 0
     within = np.zeros(grid.num_voxels, dtype=bool)
     within[world.exact_occupancy(frame, grid).index] = True
     kind = np.where(touched, np.uint8(1), np.where(within, np.uint8(2), np.uint8(0)))
-    with ThreadPoolExecutor(threads) as pool:
-        parts = [range(first, world.num_frames, threads) for first in range(threads)]
-        marked = list(pool.map(lambda part: _cast(world, part, frame, grid), parts))
-    domain = np.bitwise_or.reduce([passed for passed, _ in marked])
-    hit = np.bitwise_or.reduce([ended for _, ended in marked])
+    passed, hit = passed_and_hit(world, frame, grid, threads=threads)
     distance, height = _bands(world, frame, grid)
-    shape = (grid.num_voxels,)
-    return TrueFrame(truth, unpack_bits(domain, shape), unpack_bits(hit, shape), kind, distance, height)
-
-
-def _cast(
-    world: World, sweeps: range, frame: int, grid: VoxelGrid
-) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
-    """Return the bits of the voxels that rays passed or ended in, and of those that hold a return."""
-    passed = pack_bits(np.zeros(grid.num_voxels, dtype=bool))
-    hit = np.zeros(grid.num_voxels, dtype=bool)
-    frame_SE3_world = se3.invert(world.world_SE3_ego(frame))
-    now = world.thing_poses(frame)
-    for i in sweeps:
-        returns = world.scan(i)
-        world_SE3_then = world.world_SE3_ego(i)
-        xyz = se3.transform_points(world_SE3_then, returns.exact_xyz.astype(np.float64))
-        origin = se3.transform_points(frame_SE3_world @ world_SE3_then, world.preset.lidar.pose[None, :3, 3])[0]
-        mark_passed(passed, origin, se3.transform_points(frame_SE3_world, xyz), grid, include_end=True)
-        then = world.thing_poses(i)
-        moved = np.abs(then - now).max(axis=(1, 2)) > 0
-        carried = np.flatnonzero((returns.owner >= 0) & moved[returns.owner])
-        for thing in np.unique(returns.owner[carried]):
-            mine = carried[returns.owner[carried] == thing]
-            xyz[mine] = se3.transform_points(now[thing] @ se3.invert(then[thing]), xyz[mine])
-        voxel, inside = grid.voxel_of(se3.transform_points(frame_SE3_world, xyz))
-        hit[grid.linear(voxel[inside])] = True
-    return passed, pack_bits(hit)
+    return TrueFrame(truth, passed, hit, kind, distance, height)
 
 
 def _bands(world: World, frame: int, grid: VoxelGrid) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
