@@ -12,7 +12,8 @@ import pytest
 from spot_ray.cli import main
 
 VERBS = (
-    "synthesize", "convert", "subset", "remove", "label", "inspect", "pretrain", "evaluate", "view", "doctor", "demo",
+    "synthesize", "convert", "subset", "remove", "label", "export-labels", "import-labels", "inspect", "pretrain",
+    "evaluate", "view", "doctor", "demo",
 )  # fmt: skip
 HEAVY = ("torch", "ray", "spconv", "numba", "matplotlib", "pyarrow")
 
@@ -70,6 +71,14 @@ def test_writing_a_log_needs_neither_torch_nor_ray() -> None:
         ),
         (["remove", "--data", "{here}", "--sequence", "a"], "has no dataset.json"),
         (["label", "--data", "x", "--subset", "{here}/none.json"], "{here}/none.json"),
+        (
+            ["export-labels", "--data", "{here}", "--labels", "a", "--form", "occ3d-waymo", "--out", "{here}/x"],
+            "has no dataset.json",
+        ),
+        (
+            ["import-labels", "--data", "{here}", "--form", "occ3d-waymo", "--source", "x", "--name", "a"],
+            "has no dataset.json",
+        ),
         (["pretrain", "spot-tiny", "--data", "x", "--out", "{here}/run", "--subset", __file__], "is not valid JSON"),
         (["evaluate", "--checkpoint", "x", "--data", "x", "--baselines-subset", "x"], "without --baselines"),
         (["view", "--data", "{here}", "--frame", "a/b", "--out", "{here}/x.png"], "has no dataset.json"),
