@@ -120,7 +120,8 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--grid",
         metavar="SIZE",
-        help="edge of that grid's cells in metres, or x,y,z, its range as it is, e.g. 0.2 or 0.2,0.2,0.4",
+        help="edge of that grid's cells in metres, or x,y,z, its range as it is, e.g. 0.2 or 0.2,0.2,0.4; or a grid by "
+        "name: occ3d-nuscenes or occ3d-waymo",
     )
     sub.add_argument(
         "--classes",

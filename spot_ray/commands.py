@@ -111,7 +111,7 @@ def label(options: argparse.Namespace, rest: list[str]) -> None:
     from spot_ray.config.load import to_json
     from spot_ray.occupancy.config import LabelConfig
 
-    grid = _grid(options.recipe) if options.grid is None else _with_cells(_grid(options.recipe), options.grid)
+    grid = _grid_of(options.recipe, options.grid)
     config = _override(LabelConfig(grid=grid, classes=options.classes), rest, "spot-ray label")
     if options.print_config:
         say(to_json(config))
@@ -145,8 +145,6 @@ def _label_with_checkpoint(options: argparse.Namespace, rest: list[str]) -> None
             f"{foreign[0]} does not go with --from-checkpoint",
             expected="the flags of pseudo-labels: the grid and the classes are those of the checkpoint",
         )
-    if options.data is None:
-        raise ConfigError("--data is missing", where="spot-ray label", expected="--data URI")
     from spot_ray.progress import shown_progress
     from spot_ray.train.pseudo_label_run import label_with_checkpoint
     from spot_ray.train.pseudo_labels import PseudoLabelConfig, render
@@ -157,8 +155,6 @@ def _label_with_checkpoint(options: argparse.Namespace, rest: list[str]) -> None
         only_seen=options.only_seen,
         zero_features=tuple(options.zero_feature or ()),
     )
-    for name in config.zero_features:
-        say(f"{name} is 0 for every point")
     with shown_progress("label") as on_progress:
         figures = label_with_checkpoint(
             options.data,
@@ -170,10 +166,25 @@ def _label_with_checkpoint(options: argparse.Namespace, rest: list[str]) -> None
             subset=_read_subset(options.subset),
             on_progress=on_progress,
         )
+    for name in config.zero_features:
+        say(f"{name} was 0 for every point")
     if figures:
         say(render(figures))
     else:
         say(f"nothing to do: all sequences have labels {options.name!r}; --overwrite makes them anew")
+
+
+def _grid_of(recipe: str | None, grid: str | None) -> VoxelGrid:
+    """Return the grid that `--recipe` and `--grid` give together: a name or the sizes of cells."""
+    from spot_ray.occupancy.occ3d import GRIDS
+
+    if grid in GRIDS:
+        if recipe is not None:
+            raise ConfigError(
+                f"{grid!r} does not go with --recipe", where="--grid", expected="either: both name a grid with its range"
+            )
+        return GRIDS[grid]
+    return _grid(recipe) if grid is None else _with_cells(_grid(recipe), grid)
 
 
 def _with_cells(grid: VoxelGrid, text: str) -> VoxelGrid:
@@ -192,7 +203,8 @@ def _with_cells(grid: VoxelGrid, text: str) -> VoxelGrid:
             f"{text!r} gives no whole number of cells",
             where="--grid",
             expected="metres, one number or x,y,z, that divide " + ", ".join(f"{length:g}" for length in range_m),
-            remedy="e.g. --grid 0.2; for another range set --grid.lower-m, --grid.voxel-size-m and --grid.shape",
+            remedy="e.g. --grid 0.2, or occ3d-nuscenes; for another range set --grid.lower-m, --grid.voxel-size-m and "
+            "--grid.shape",
         )
     x, y, z = sizes
     nx, ny, nz = (round(count) for count in counts)

@@ -82,6 +82,24 @@ def test_writing_a_log_needs_neither_torch_nor_ray() -> None:
         (["pretrain", "spot-tiny", "--data", "x", "--out", "{here}/run", "--subset", __file__], "is not valid JSON"),
         (["evaluate", "--checkpoint", "x", "--data", "x", "--baselines-subset", "x"], "without --baselines"),
         (["view", "--data", "{here}", "--frame", "a/b", "--out", "{here}/x.png"], "has no dataset.json"),
+        (["view", "--data", "x", "--frame", "a/b"], "--out is missing"),
+        (["view", "--data", "x", "--out", "{here}/x.png"], "--frame is missing"),
+        (["view", "--data", "x", "--boxes"], "--boxes is without --occupancy"),
+        (["view", "--data", "x", "--sequence", "a"], "--sequence is without --occupancy or --report"),
+        (["view", "--occupancy", "--data", "x", "--json", "x"], "--json does not go with --occupancy"),
+        (["view", "--occupancy", "--data", "x", "--sequence", "a"], "--sequence is without --rerun"),
+        (["view", "--occupancy", "--data", "x", "--checkpoint", "x", "--rerun", "x"], "--checkpoint is without --out"),
+        (
+            ["view", "--occupancy", "--data", "{here}", "--frame", "a/b", "--out", "{here}/x.png"],
+            "has no dataset.json",
+        ),
+        (
+            ["view", "--occupancy", "--data", "{here}", "--frame", "a/b", "--rerun", "{here}/x.rrd"],
+            "has no dataset.json",
+        ),
+        (["view", "--report", "--data", "x", "--frame", "a/b"], "--frame does not go with --report"),
+        (["view", "--report", "--data", "{here}"], "has no dataset.json"),
+        (["view", "--report", "--data", "x", "--json", f"{__file__}/x.json"], "cannot make the folder"),
     ],
 )
 def test_a_mistake_is_told_in_one_message_with_status_2(
@@ -103,6 +121,8 @@ def test_a_mistake_is_told_in_one_message_with_status_2(
         ["labels", "--data", "x"],
         ["inspect", "x", "--jsn"],
         ["subset", "--data", "x", "--unit", "scene", "--fraction", "1", "--out", "x"],
+        ["view", "--data", "x", "--occupancy", "--report"],
+        ["view", "--data", "x", "--occupancy", "--reach", "0"],
         ["pretrain", "spot-tiny", "--train.epoch", "3"],
         ["pretrain", "spot-tiny", "--optimiser.lr", "-1"],
     ],
