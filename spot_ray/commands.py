@@ -181,7 +181,9 @@ def _grid_of(recipe: str | None, grid: str | None) -> VoxelGrid:
     if grid in GRIDS:
         if recipe is not None:
             raise ConfigError(
-                f"{grid!r} does not go with --recipe", where="--grid", expected="either: both name a grid with its range"
+                f"{grid!r} does not go with --recipe",
+                where="--grid",
+                expected="either: both name a grid with its range",
             )
         return GRIDS[grid]
     return _grid(recipe) if grid is None else _with_cells(_grid(recipe), grid)

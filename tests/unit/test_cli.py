@@ -71,6 +71,7 @@ def test_writing_a_log_needs_neither_torch_nor_ray() -> None:
         ),
         (["remove", "--data", "{here}", "--sequence", "a"], "has no dataset.json"),
         (["label", "--data", "x", "--subset", "{here}/none.json"], "{here}/none.json"),
+        (["label", "--data", "x", "--grid", "occ3d-waymo", "--recipe", "spot-tiny"], "does not go with --recipe"),
         (
             ["export-labels", "--data", "{here}", "--labels", "a", "--form", "occ3d-waymo", "--out", "{here}/x"],
             "has no dataset.json",
@@ -139,6 +140,12 @@ def test_pretrain_takes_the_name_of_a_label_set(capsys: pytest.CaptureFixture[st
     assert json.loads(capsys.readouterr().out)["data"]["labels"] == "binary"
     assert main(["pretrain", "spot-tiny", "--print-config"]) == 0
     assert json.loads(capsys.readouterr().out)["data"]["labels"] == "default"
+
+
+def test_label_takes_a_grid_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["label", "--data", "x", "--print-config", "--grid", "occ3d-nuscenes"]) == 0
+    grid = json.loads(capsys.readouterr().out)["grid"]
+    assert grid == {"lower_m": [-40, -40, -1], "voxel_size_m": [0.4, 0.4, 0.4], "shape": [200, 200, 16]}
 
 
 def test_any_field_of_a_recipe_can_be_set(capsys: pytest.CaptureFixture[str]) -> None:
