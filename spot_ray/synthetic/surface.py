@@ -69,7 +69,7 @@ def surface_areas(
     packed = np.concatenate([solids.center, scaled, solids.kind[:, None]], axis=1)
     _add_solids(
         solids.kind, solids.center, solids.axes, solids.half, solid_class[near], packed, starts, members,
-        ground.height, ground.origin, world_SE3_ego, lower, size, spacing, areas,
+        ground.height, ground.origin, world_SE3_ego, lower, np.array(grid.upper_m), size, spacing, areas,
     )  # fmt: skip
     _add_ground(
         ground.height, ground.origin, ground.material, world_SE3_ego, packed, starts, members, lower, size, spacing,
@@ -186,9 +186,8 @@ def _add_patches(patches, count, own, label, packed, starts, members, height, or
 
 @nb.njit(cache=True)
 def _add_solids(  # type: ignore[no-untyped-def]
-    kind, center, axes, half, label, packed, starts, members, height, origin, m, lower, size, spacing, areas
+    kind, center, axes, half, label, packed, starts, members, height, origin, m, lower, upper, size, spacing, areas
 ):
-    upper = lower + np.array(areas.shape[:3]) * size
     patches = np.empty((1024, 7))
     for p in range(len(kind)):
         if kind[p] == BOX:
@@ -206,6 +205,7 @@ def _add_solids(  # type: ignore[no-untyped-def]
 def _box_patches(center, axes, half, spacing, lower, upper, patches):  # type: ignore[no-untyped-def]
     """Return the number of patches of a box that may lie in the grid, and the patches, in the ego frame."""
     count = 0
+    row = np.empty(3)
     for n in range(3):
         u, v = (n + 1) % 3, (n + 2) % 3
         # Rows that lie flat: those of a high wall above the grid are passed over as a whole.
@@ -215,9 +215,10 @@ def _box_patches(center, axes, half, spacing, lower, upper, patches):  # type: i
         area = 4 * half[u] * half[v] / (nu * nv)
         for sign in (-1.0, 1.0):
             for b in range(nv):
-                row = center + sign * half[n] * axes[n] + ((2 * b + 1) / nv - 1.0) * half[v] * axes[v]
+                up = ((2 * b + 1) / nv - 1.0) * half[v]
                 misses = False
                 for k in range(3):
+                    row[k] = center[k] + sign * half[n] * axes[n, k] + up * axes[v, k]
                     reach = half[u] * abs(axes[u, k])
                     misses = misses or row[k] + reach < lower[k] or row[k] - reach >= upper[k]
                 if misses:
