@@ -24,8 +24,10 @@ SHAPE = (200, 200, 16)
 LARGER = VoxelGrid((-40.8, -40.4, -2.2), (0.4, 0.4, 0.4), (204, 202, 19))
 """Holds Occ3D's grid from its cell (2, 1, 3) on."""
 
-# Four points in the grid and one out of it.
-POINTS = np.array([[10.1, -3.3, 0.5], [10.2, -3.3, 0.5], [0.1, 0.1, 0.1], [-39, 39, 5], [70, 0, 0]], np.float32)
+# Four points in the grid, one on the vehicle itself, one out of the grid.
+POINTS = np.array(
+    [[10.1, -3.3, 0.5], [10.2, -3.3, 0.5], [5.1, 0.1, 0.1], [-39, 39, 5], [0.5, 0.5, 1], [70, 0, 0]], np.float32
+)
 
 
 def write_data(path: Path, frames: dict[str, list[str]], split: str | None = None) -> str:
@@ -327,9 +329,9 @@ def test_the_verbs_tell_what_they_did(tmp_path: Path, capsys: pytest.CaptureFixt
 
 def test_points_where_the_labels_have_them_raise_no_doubt(tmp_path: Path) -> None:
     uri = write_data(tmp_path / "data", {"scene-0001": ["a"]})
-    # By hand: (0.1 + 40) / 0.4 = 100.25, (0.1 + 1) / 0.4 = 2.75; (-39 + 40) / 0.4 = 2.5, (39 + 40) / 0.4 = 197.5,
-    # (5 + 1) / 0.4 = 15.
-    voxels = {(125, 91, 3): 4, (100, 100, 2): 11, (2, 197, 15): 16}
+    # By hand: (5.1 + 40) / 0.4 = 112.75, (0.1 + 40) / 0.4 = 100.25, (0.1 + 1) / 0.4 = 2.75; (-39 + 40) / 0.4 = 2.5,
+    # (39 + 40) / 0.4 = 197.5, (5 + 1) / 0.4 = 15.
+    voxels = {(125, 91, 3): 4, (112, 100, 2): 11, (2, 197, 15): 16}
     save_nuscenes(tmp_path / "occ3d", "scene-0001", "a", voxels)
     report = import_labels(uri, form="occ3d-nuscenes", source=str(tmp_path / "occ3d"), name="occ3d")
     assert report.worst_share == 1
