@@ -26,8 +26,8 @@ from spot_ray.storage.occupancy import OccupancyWriter, label_set_uri, open_occu
 from spot_ray.storage.subset import frames_of
 
 _DOUBTFUL_SHARE = 0.85
-"""Of a sweep's points in occupied voxels. On a nuScenes scene with labels of our own, and on synthetic drives (64 and 32
-beams) with exact ones, 99 % lie there; with another sequence's labels 35 to 70 %, since roads are where roads are."""
+"""Of a sweep's points in occupied voxels. On a nuScenes scene with labels of our own, and on synthetic drives (64 and
+32 beams) with exact ones, 99 % lie there; with another sequence's labels 35 to 70 %, for roads are where roads are."""
 
 
 @dataclass(frozen=True)
