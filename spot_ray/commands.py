@@ -104,7 +104,8 @@ def label(options: argparse.Namespace, rest: list[str]) -> None:
         _label_with_checkpoint(options, rest)
         return
     for flag in ("min_confidence", "min_confidence_empty", "only_seen", "zero_feature"):
-        if getattr(options, flag) not in (None, False):
+        value = getattr(options, flag)
+        if value is not None and value is not False:
             raise ConfigError(
                 f"--{flag.replace('_', '-')} is without --from-checkpoint", expected="the network that predicts"
             )
@@ -326,7 +327,8 @@ def view(options: argparse.Namespace, _: list[str]) -> None:
     """Draw a frame, record frames, or tell what labels hold."""
     way = "--occupancy" if options.occupancy else "--report" if options.report else ""
     for flag in sorted(set().union(*_VIEW_FLAGS.values()) - _VIEW_FLAGS[way]):
-        if getattr(options, flag) not in (None, False):
+        value = getattr(options, flag)
+        if value is not None and value is not False:
             others = " or ".join(other for other in _VIEW_FLAGS if flag in _VIEW_FLAGS[other] and other)
             raise ConfigError(
                 f"--{flag} does not go with {way}" if way else f"--{flag} is without {others}",

@@ -4,15 +4,28 @@ Semi-supervised pre-training learns from them, and so does pre-training on datas
 Tables 5 to 8 and 12). A voxel has its most likely value if the network is sure of it, else it is unobserved: a loss
 ignores it, as it ignores what no ray reached.
 
-How sure is asked apart for empty and for occupied voxels, since the cross-entropy weighs them apart. It is least where
-the softmax is proportional to the weight times the true probability; with the paper's weights, 0.01 for empty and 1 or
+How sure is asked apart of empty and of occupied voxels, since the cross-entropy weighs them apart: it is least where
+the softmax is proportional to the weight times the true probability. With the paper's weights, 0.01 for empty and 1 or
 2 for the classes, a voxel that is empty at 100 to 1 is predicted at even odds. The Lovász term pulls against that, so
-that the weights cannot simply be divided out: a bound has to be found by trial, and the two differ.
+that the weights cannot be divided out, and the defaults come from trials: `spot-tiny` after 480 samples of the
+synthetic city, on unseen streets against their exact occupancy, with empty weighing 0.3 and 0.01.
+
+    least probability                       none        0.5         0.9         0.95        0.99
+    occupied, seen: truly so              82, 55 %    84, 69 %    95, 86 %    97, 90 %    99, 96 %
+    occupied, seen: of this class         74, 48 %    78, 63 %    93, 83 %    96, 88 %    99, 95 %
+    occupied, seen: labelled             100, 100 %   93, 75 %    61, 46 %    51, 39 %    26, 26 %
+    empty, seen: truly so                 99, 100 %   99, 100 %  100, 100 %  100, 100 %  100, 100 %
+    empty, where no ray came: truly so    41, 54 %    55, 74 %    81, 86 %    86, 90 %    93, 97 %
+
+What the frame's own rays reached is a third of the voxels there ("seen"). In space that no ray of the sequence reached,
+no loss has taught the network anything: what it calls empty is the doubtful part, and needs the highest bound, or none
+at all with `only_seen`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,9 +41,6 @@ from spot_ray.schema.taxonomy import EMPTY
 from spot_ray.storage.dataset import Dataset
 from spot_ray.train.checkpoint import LoadedModel
 from spot_ray.train.predict import Prediction, predict_with_confidence, prediction_columns
-
-GENERATOR = "spot_ray.train.pseudo_labels"
-"""What the provenance of such a label set says that made it."""
 
 _RAY_COLUMNS = ("lidar_id", "time_offset_ns")
 """What tells where the LiDAR was when it fired a point."""
@@ -51,8 +61,8 @@ class PseudoLabelConfig:
         ConfigError: If a probability is none, or a batch is empty.
     """
 
-    min_confidence: float = 0.5
-    min_confidence_empty: float = 0.5
+    min_confidence: float = 0.9
+    min_confidence_empty: float = 0.95
     only_seen: bool = False
     zero_features: tuple[str, ...] = ()
     batch_size: int = 2
@@ -178,3 +188,30 @@ def seen_by_sweep(sweep: Sweep, origins: npt.NDArray[np.float64], grid: VoxelGri
     voxel, inside = grid.voxel_of(sweep.xyz)
     seen[grid.linear(voxel[inside])] = True
     return seen
+
+
+def figures_of(labels: Occupancy, loaded: LoadedModel) -> Counter[str]:
+    """Count a frame's labels: `frames`, `voxels`, those `empty`, and those of `class.NAME` for each class there is."""
+    num_labelled = int(np.unpackbits(labels.observed).sum())
+    figures = Counter({"frames": 1, "voxels": loaded.grid.num_voxels, "empty": num_labelled - len(labels.index)})
+    counts = np.bincount(labels.semantic, minlength=loaded.taxonomy.num_classes + 1)
+    for name, count in zip(loaded.taxonomy.class_names, counts[1:].tolist(), strict=True):
+        if count:
+            figures[f"class.{name}"] = count
+    return figures
+
+
+def render(figures: Mapping[str, int | float]) -> str:
+    """Return the sums of :func:`figures_of` in words, the most frequent class first."""
+    voxels = max(figures["voxels"], 1)
+    classes = {name.removeprefix("class."): n for name, n in figures.items() if name.startswith("class.")}
+    occupied, empty = sum(classes.values()), figures["empty"]
+    lines = [
+        f"labelled {figures['frames']:,} frames: {(occupied + empty) / voxels:.1%} of the voxels "
+        f"({empty / voxels:.1%} empty, {occupied / voxels:.1%} occupied); {1 - (occupied + empty) / voxels:.1%} are "
+        "unobserved",
+    ]
+    ordered = sorted(classes.items(), key=lambda item: (-item[1], item[0]))
+    if ordered:
+        lines.append("occupied: " + ", ".join(f"{name} {n / occupied:.1%}" for name, n in ordered))
+    return "\n".join(lines)
