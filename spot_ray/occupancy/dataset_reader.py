@@ -8,6 +8,8 @@ from spot_ray.occupancy.reader import SWEEP_COLUMNS, FrameInfo
 from spot_ray.schema.sweep import Sweep
 from spot_ray.storage.dataset import Dataset
 
+_LISTED = ("sequence_id", "frame_id", "timestamp_ns", "keyframe", "class_point_counts")
+
 
 class DatasetSequence:
     """A sequence, sweep by sweep; a :class:`~spot_ray.occupancy.reader.SequenceReader` that keeps nothing in memory.
@@ -33,19 +35,16 @@ class DatasetSequence:
     def frame(self, i: int) -> FrameInfo:
         """Return sweep i without its points, of which none is read."""
         row = self._frames[i]
-        listed = {
-            name: self._dataset.manifest.column(name)[row].as_py()
-            for name in ("sequence_id", "frame_id", "timestamp_ns", "keyframe", "class_point_counts")
-        }
+        listed = {name: self._dataset.manifest.column(name)[row] for name in _LISTED}
         pose, boxes = self._dataset.pose_and_boxes(row)
         return FrameInfo(
-            sequence_id=listed["sequence_id"],
-            frame_id=listed["frame_id"],
-            timestamp_ns=listed["timestamp_ns"],
+            sequence_id=listed["sequence_id"].as_py(),
+            frame_id=listed["frame_id"].as_py(),
+            timestamp_ns=listed["timestamp_ns"].as_py(),
             world_SE3_ego=pose,
             boxes=boxes,
-            keyframe=listed["keyframe"],
-            has_point_labels=listed["class_point_counts"] is not None,
+            keyframe=listed["keyframe"].as_py(),
+            has_point_labels=listed["class_point_counts"].is_valid,
         )
 
     def read(self, i: int) -> Sweep:

@@ -53,7 +53,7 @@ class LabelIngest:
         self._hash_of = hash_of
         current = self._current(discard_damaged=replace)
         outdated = [] if current is None else [k for k in generations(self._root, name) if k < current]
-        # What a run leaves that is killed when the new labels are visible and the old ones not yet removed.
+        # What a run leaves that is killed after the new labels became visible.
         is_replaced = bool(outdated) and current is not None and self._holds(current, sequences)
         self._generation = (current or 0) + int(replace and current is not None and not is_replaced)
         self._is_new = self._generation != current
@@ -104,17 +104,19 @@ class LabelIngest:
                 self._ledger.show(self.units)
             write_info(self._root, info)
             self._is_new = False
-            self._remove([k for k in generations(self._root, self._name) if k < self._generation])
         else:
             write_info(self._root, info)
             self._ledger.show(self.units)
 
     def close(self) -> None:
-        """Remove what nobody needs: receipts that have served, the folders of a run that came to nothing."""
+        """Remove what nobody needs: receipts that have served, what was replaced, folders of a run without results."""
         self._known = self._ledger.listed()
         self._ledger.drop(self._is_useless)
         if self._is_new:
             remove_empty(self._root, self.folder)
+        else:
+            # Last of all: as long as some of it is there, the next run knows that this one has replaced it.
+            self._remove([k for k in generations(self._root, self._name) if k < self._generation])
 
     def _current(self, *, discard_damaged: bool) -> int | None:
         """Return the generation that readers find, None if there is no set."""
