@@ -103,7 +103,7 @@ class Recording:
                 centers=shapes[:, :3],
                 half_sizes=shapes[:, 3:6] / 2,
                 rotation_axis_angles=[rr.RotationAxisAngle((0, 0, 1), radians=float(yaw)) for yaw in shapes[:, 6]],
-                class_ids=box_classes,
+                class_ids=np.zeros(0, np.uint8) if box_classes is None else box_classes,
                 show_labels=False,
             ),
         )

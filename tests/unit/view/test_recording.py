@@ -53,15 +53,17 @@ def test_a_recording_holds_every_frame(tmp_path: Path) -> None:
 
 
 def read(path: Path) -> dict[str, dict[str, list[object]]]:
-    """Return by entity and component what was logged at each frame."""
+    """Return by entity and component what was logged, in the order of frames; the file has it in any order."""
     from rerun.chunk import RrdReader
 
-    found: dict[str, dict[str, list[object]]] = {}
+    rows: dict[str, list[dict[str, object]]] = {}
     for chunk in RrdReader(path).stream():
         if not chunk.is_static:
-            for name, column in chunk.to_record_batch().to_pydict().items():
-                found.setdefault(chunk.entity_path, {}).setdefault(name, []).extend(column)
-    return found
+            rows.setdefault(chunk.entity_path, []).extend(chunk.to_record_batch().to_pylist())
+    return {
+        entity: {name: [row[name] for row in sorted(of, key=lambda row: row["frame"])] for name in of[0]}
+        for entity, of in rows.items()
+    }
 
 
 def test_a_recording_that_failed_is_removed(tmp_path: Path) -> None:

@@ -15,6 +15,12 @@ NAMES = ("car", "road", "tree")
 COLORS = np.array([(255, 255, 255), (0, 0, 240), (150, 80, 150), (0, 140, 0)], np.uint8)
 
 
+@pytest.fixture(autouse=True)
+def _coarse(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A quarter of the pixels to draw.
+    monkeypatch.setattr(voxels, "SUPERSAMPLING", 1)
+
+
 def street() -> np.ndarray:
     """Return a road all over with a tree at the front left and a car at the rear right."""
     labels = np.zeros(GRID.shape, np.uint8)
