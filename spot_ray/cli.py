@@ -228,7 +228,7 @@ def build_parser() -> argparse.ArgumentParser:
     what = sub.add_mutually_exclusive_group()
     what.add_argument("--occupancy", action="store_true", help="draw the voxels in three dimensions")
     what.add_argument("--report", action="store_true", help="print what the labels of each sequence hold instead")
-    sub.add_argument("--checkpoint", metavar="DIR", help="predict with this checkpoint (default: label only)")
+    sub.add_argument("--checkpoint", metavar="DIR", help="predict with this checkpoint (default: no prediction)")
     sub.add_argument("--data", required=True, metavar="URI", help="the dataset")
     sub.add_argument("--frame", metavar="SEQUENCE/FRAME", help="the frame to draw")
     sub.add_argument("--labels", default="default", help="label set (default: default)")
