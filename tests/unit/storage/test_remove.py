@@ -17,9 +17,10 @@ from spot_ray.schema.taxonomy import PAPER_TAXONOMY
 from spot_ray.storage import uri as uris
 from spot_ray.storage.dataset import open_dataset
 from spot_ray.storage.ingest import Ingest
+from spot_ray.storage.label_ingest import LabelIngest
 from spot_ray.storage.ledger import write_receipt
 from spot_ray.storage.manifest import SequenceNotes
-from spot_ray.storage.occupancy import OccupancyWriter, open_occupancy
+from spot_ray.storage.occupancy import OccupancyWriter, open_occupancy, write_occupancy
 from spot_ray.storage.remove import remove_sequence
 from spot_ray.storage.sequence import SequenceWriter
 
@@ -48,14 +49,15 @@ def write(uri: Path, *, sequences_a_shard: int, finish: int | None = None) -> In
     return ingest
 
 
+def frames(name: str) -> list[Occupancy]:
+    empty, seen = np.zeros(1, np.int32), np.full(8, 255, np.uint8)
+    return [Occupancy(name, str(f), empty, np.ones(1, np.uint8), seen) for f in range(2)]
+
+
 def label(uri: Path) -> None:
     with OccupancyWriter(str(uri), OccupancyInfo("default", GRID, PAPER_TAXONOMY.classes, {})) as writer:
         for name in NAMES:
-            frames = [
-                Occupancy(name, str(f), np.zeros(1, np.int32), np.ones(1, np.uint8), np.full(8, 255, np.uint8))
-                for f in range(2)
-            ]
-            writer.add_sequence(name, frames)
+            writer.add_sequence(name, frames(name))
 
 
 @pytest.mark.parametrize("sequences_a_shard", [1, 4])
@@ -128,3 +130,22 @@ def test_a_sequence_that_never_was_there_is_an_error(tmp_path: Path) -> None:
     write(tmp_path / "data", sequences_a_shard=1)
     with pytest.raises(DataError, match="no sequence 'bb'"):
         remove_sequence(str(tmp_path / "data"), "bb")
+
+
+def test_an_unfinished_label_job_loses_it_too(tmp_path: Path) -> None:
+    uri = tmp_path / "data"
+    write(uri, sequences_a_shard=1)
+    label(uri)
+    hashes = {name: f"hash of {name}" for name in NAMES}
+    for replace, name in ((False, "new"), (True, "default")):  # one that is being made, one that is being replaced
+        ingest = LabelIngest(str(uri), name, NAMES, hash_of=hashes.get, replace=replace)
+        for unit in ingest.waiting[:3]:
+            (sequence,) = unit.sequences
+            rows = write_occupancy(str(uri), ingest.folder, sequence, frames(sequence))
+            write_receipt(f"{uri}/{ingest.folder}", unit, rows, {sequence: SequenceNotes(hashes[sequence])})
+        ingest.close()
+    assert remove_sequence(str(uri), "b").label_sets == ("default", "new")
+    assert not list((uri / "occupancy").rglob("b.*"))
+    assert len(list((uri / "occupancy").rglob("a.*"))) == 5  # three shards, two receipts
+    again = LabelIngest(str(uri), "default", ("a", "c", "d"), hash_of=hashes.get, replace=True)
+    assert [unit.sequences for unit in again.waiting] == [("d",)]
