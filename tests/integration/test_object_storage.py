@@ -32,9 +32,11 @@ from spot_ray.occupancy.config import LabelConfig
 from spot_ray.occupancy.run import label_dataset
 from spot_ray.operators.config import DataConfig
 from spot_ray.operators.stream import iterate, stream
+from spot_ray.progress import Progress
 from spot_ray.storage import s3
 from spot_ray.storage import uri as uris
 from spot_ray.storage.dataset import open_dataset
+from spot_ray.storage.occupancy import list_label_sets, open_occupancy
 from spot_ray.storage.shards import ShardReader, ShardWriter
 from spot_ray.storage.whole_file import WholeFile
 
@@ -478,6 +480,27 @@ def test_a_dataset_is_made_labelled_shown_and_streamed_in_a_bucket(
         assert batch.frames == expected.frames
         np.testing.assert_array_equal(batch.points, expected.points)
         np.testing.assert_array_equal(batch.observed, expected.observed)
+
+
+def test_labels_in_a_bucket_are_gone_on_with_and_replaced(bucket: Bucket) -> None:
+    data = f"{bucket.uri}/data/city"
+    assert main(["synthesize", "--out", data, "--preset", "kitti", "--sequences", "2", "--frames", "2"]) == 0
+    grids = [VoxelGrid((-20.0, -20.0, -2.2), (s, s, s), (n, n, 8)) for s, n in ((0.8, 50), (0.4, 100))]
+    for grid in grids:
+
+        def interrupt(progress: Progress) -> None:
+            if progress.num_sequences:
+                raise KeyboardInterrupt
+
+        how: dict[str, Any] = {"config": LabelConfig(grid=grid), "num_workers": 1, "overwrite": True}
+        with pytest.raises(KeyboardInterrupt):
+            label_dataset(data, on_progress=interrupt, **how)
+        assert [open_occupancy(data, name).info.grid for name in list_label_sets(data)] == grids[: grids.index(grid)]
+        assert label_dataset(data, **how).frames == 4
+        labels = open_occupancy(data, "default")
+        assert (labels.info.grid, len(labels)) == (grid, 4)
+    assert set(uris.list_dir(f"{data}/occupancy/default")) == {"generation-1", "info.json"}
+    assert set(uris.list_dir(f"{data}/occupancy/default/generation-1")) == {"manifest", "shards"}
 
 
 def test_a_log_in_a_bucket_is_converted_to_one(bucket: Bucket, nuscenes_folder: Any, tmp_path: Path) -> None:
