@@ -1,19 +1,16 @@
-"""Points of a whole sequence in one place: what stands still by pose, what is boxed in the frame of its box."""
+"""What the points of a sweep are: of the vehicle itself, of an object, of the ground, or of what stands still."""
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from spot_ray.geometry import boxes as boxes_ops
-from spot_ray.geometry import se3
-from spot_ray.occupancy.cloud import Cloud, CloudBuilder
+from spot_ray.occupancy.ground import ground_mask
 from spot_ray.occupancy.guesses import MARGIN_M
-from spot_ray.occupancy.tracks import FrameObjects, Tracks
+from spot_ray.occupancy.tracks import FrameObjects
 from spot_ray.schema.sweep import Sweep
 from spot_ray.schema.taxonomy import IGNORE
 
@@ -27,12 +24,14 @@ class PointParts:
         box: (N,) int32 box of the frame that holds the point as part of its object; -1 in none.
         on_ego: (N,) bool: a return from the vehicle's own body.
         doubtful: (N,) bool: in no box, yet perhaps part of an object that moves.
+        ground: (N,) bool: ground, by the source's label, else by geometry.
     """
 
     label: npt.NDArray[np.uint8]
     box: npt.NDArray[np.int32]
     on_ego: npt.NDArray[np.bool_]
     doubtful: npt.NDArray[np.bool_]
+    ground: npt.NDArray[np.bool_]
 
 
 def split_points(
@@ -44,6 +43,7 @@ def split_points(
     *,
     box_margin_m: float,
     ego_body_m: tuple[float, ...],
+    ground_reach_m: float,
 ) -> PointParts:
     """Tell the points of objects from the rest.
 
@@ -59,6 +59,7 @@ def split_points(
         ground: (256,) bool by class: whether it is ground.
         box_margin_m: Margin on the sides and top of a box, metres.
         ego_body_m: Lower, then upper corner of the vehicle's own body, ego frame, metres.
+        ground_reach_m: How far from the vehicle geometry tells which unlabelled points are ground, metres.
 
     Returns:
         What each point is.
@@ -72,8 +73,13 @@ def split_points(
     label[from_box] = objects.label[box[from_box]]
     low, high = np.array(ego_body_m[:3]), np.array(ego_body_m[3:])
     on_ego = np.all((sweep.xyz >= low) & (sweep.xyz <= high), axis=1) & (label == IGNORE) & (box < 0)
-    doubtful = (_in_enlarged(sweep.xyz, guessed, MARGIN_M) >= 0) & (box < 0) & ~ground[label]
-    return PointParts(label, box, on_ego, doubtful)
+    is_ground = ground[label]
+    unlabelled = (label == IGNORE) & (box < 0) & ~on_ego
+    if unlabelled.any():
+        near = np.hypot(sweep.xyz[:, 0], sweep.xyz[:, 1]) < ground_reach_m
+        is_ground |= ground_mask(sweep.xyz) & unlabelled & near
+    doubtful = (_in_enlarged(sweep.xyz, guessed, MARGIN_M) >= 0) & (box < 0) & ~is_ground
+    return PointParts(label, box, on_ego, doubtful, is_ground)
 
 
 def _in_enlarged(
@@ -87,49 +93,3 @@ def _in_enlarged(
     # The margin is added on both ends below, so the height gives it back: the bottom stays where it is.
     lifted[:, 5] = np.maximum(lifted[:, 5] - margin_m, 0.0)
     return boxes_ops.points_in_boxes(xyz, lifted, margin_m=margin_m)
-
-
-def aggregate_static(
-    sweeps: Sequence[Sweep],
-    parts: Sequence[PointParts],
-    seq_SE3_ego: Sequence[npt.NDArray[np.float64]],
-    *,
-    cell_m: float,
-) -> Cloud:
-    """Return the points of all sweeps that surely belong to no object, in the sequence frame."""
-    builder = CloudBuilder(cell_m)
-    for sweep, part, pose in zip(sweeps, parts, seq_SE3_ego, strict=True):
-        rest = (part.box < 0) & ~part.on_ego & ~part.doubtful
-        builder.add(se3.transform_points(pose, sweep.xyz[rest]), part.label[rest])
-    return builder.build()
-
-
-def aggregate_objects(
-    sweeps: Sequence[Sweep], parts: Sequence[PointParts], tracks: Tracks, *, cell_m: float
-) -> dict[int, Cloud]:
-    """Return by track the points that any sweep saw of the object, in the frame of its box."""
-    builders: dict[int, CloudBuilder] = defaultdict(lambda: CloudBuilder(cell_m))
-    for sweep, part, objects in zip(sweeps, parts, tracks.frames, strict=True):
-        for m in np.unique(part.box[part.box >= 0]):
-            mine = part.box == m
-            xyz_box = boxes_ops.to_box_frame(sweep.xyz[mine], objects.boxes[m])
-            builders[int(objects.track[m])].add(xyz_box, part.label[mine])
-    return {track: builder.build() for track, builder in builders.items()}
-
-
-def place_objects(
-    clouds: dict[int, Cloud], objects: FrameObjects
-) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.uint8]]:
-    """Put the objects of a frame where their boxes are.
-
-    Returns:
-        (M, 3) float32 points in the frame's ego frame, and their (M,) uint8 class: the point's, else the box's.
-    """
-    xyz: list[npt.NDArray[np.floating]] = [np.zeros((0, 3), np.float32)]
-    label = [np.zeros(0, np.uint8)]
-    for box, track, box_label in zip(objects.boxes, objects.track.tolist(), objects.label, strict=True):
-        if track in clouds:
-            cloud = clouds[track]
-            xyz.append(boxes_ops.from_box_frame(cloud.xyz, box))
-            label.append(np.where(cloud.label == IGNORE, box_label, cloud.label))
-    return np.concatenate(xyz).astype(np.float32, copy=False), np.concatenate(label)

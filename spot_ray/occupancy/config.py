@@ -32,8 +32,6 @@ class LabelConfig:
         ground_reach_m: How far from measured ground the ground is interpolated, metres; farther than half a metre only
             where a ray passed.
         space_cell_m: Edge of the cells of the sequence's own grid, in which all sweeps' rays are cast once, metres.
-        free_fraction: Part of a voxel that rays of the sequence must have passed for it to be called empty: from 0 (any
-            part) to 1.
         ego_body_m: Box around the vehicle itself: x, y, z lower, then upper corner, ego frame, metres. Points in it
             that have no class and lie in no box are returns from its own body: they would leave a trail along its path.
         aggregate: Whether other sweeps count at all.
@@ -52,10 +50,9 @@ class LabelConfig:
     knn_radius_m: float = 0.5
     box_margin_m: float = 0.1
     moving_m: float = 0.5
-    least_area: float = 0.1
+    least_area: float = 0.05
     ground_reach_m: float = 6.0
     space_cell_m: float = 0.2
-    free_fraction: float = 0.0
     ego_body_m: tuple[float, float, float, float, float, float] = (-2.5, -1.2, -0.5, 4.0, 1.2, 2.2)
     aggregate: bool = True
     propagate: bool = True
@@ -71,6 +68,5 @@ class LabelConfig:
         for name in ("box_margin_m", "moving_m", "ground_reach_m"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}", where="label config", expected="at least 0")
-        for name in ("free_fraction", "least_area"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}", where="label config", expected="0 to 1")
+        if not 0 <= self.least_area <= 1:
+            raise ConfigError(f"least_area is {self.least_area}", where="label config", expected="0 to 1")

@@ -13,15 +13,15 @@ import numpy.typing as npt
 
 from spot_ray.geometry import boxes as boxes_ops
 from spot_ray.geometry import se3
+from spot_ray.occupancy.reader import FrameInfo
 from spot_ray.occupancy.tracks import FrameObjects, Tracks
-from spot_ray.schema.sweep import Sweep
 
 MARGIN_M = 0.5
 """Beside a guessed box, on all sides: so far an object can be from where constant velocity takes it in 0.5 s."""
 
 
 def guess_boxes(
-    sweeps: Sequence[Sweep], seq_SE3_ego: Sequence[npt.NDArray[np.float64]], tracks: Tracks
+    sweeps: Sequence[FrameInfo], seq_SE3_ego: Sequence[npt.NDArray[np.float64]], tracks: Tracks
 ) -> list[npt.NDArray[np.float32]]:
     """Return boxes in which there may be an object that moves and that a frame's own boxes lack.
 
@@ -61,7 +61,7 @@ def _lonely(
     near: int,
     far: int,
     beyond: int,
-    sweeps: Sequence[Sweep],
+    sweeps: Sequence[FrameInfo],
     seq_SE3_ego: Sequence[npt.NDArray[np.float64]],
     tracks: Tracks,
 ) -> Iterator[tuple[int, npt.NDArray[np.float64], npt.NDArray[np.float64]]]:

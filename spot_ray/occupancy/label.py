@@ -1,35 +1,36 @@
-"""Occupancy labels of one sequence: align heights, aggregate, propagate labels, voxelise, find what was seen.
+"""Occupancy labels of one sequence, segment by segment.
 
-The steps are Occ3D's, as far as they are known (REFERENCE; its code was not released), without its mesh reconstruction.
+The steps are Occ3D's, as far as they are known (its code was not released); instead of its mesh reconstruction, holes
+are filled in voxel space: see :mod:`~spot_ray.occupancy.ground_map` and :mod:`~spot_ray.occupancy.surfaces`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
-import numpy.typing as npt
 
 from spot_ray.geometry import se3
-from spot_ray.geometry.grid import pack_bits
-from spot_ray.occupancy.aggregate import PointParts, aggregate_objects, aggregate_static, place_objects, split_points
-from spot_ray.occupancy.cloud import Cloud, CloudBuilder
+from spot_ray.occupancy.aggregate import PointParts, split_points
 from spot_ray.occupancy.config import LabelConfig
+from spot_ray.occupancy.frame import Frame, LabelledFrame, class_tables, label_frame
 from spot_ray.occupancy.guesses import guess_boxes
-from spot_ray.occupancy.heights import align_heights
-from spot_ray.occupancy.propagate import propagate_labels
-from spot_ray.occupancy.tracks import Tracks, find_tracks
-from spot_ray.occupancy.visibility import PassedSpace, passed_by_sweep, ray_origins, voxels_in_boxes
-from spot_ray.occupancy.voxels import voxelise
+from spot_ray.occupancy.heights import HeightAligner
+from spot_ray.occupancy.reader import SWEEP_COLUMNS as SWEEP_COLUMNS
+from spot_ray.occupancy.reader import FrameInfo, SequenceReader, SweepList
+from spot_ray.occupancy.segment import Segment, Window, cut, join
+from spot_ray.occupancy.tracks import find_tracks
+from spot_ray.occupancy.visibility import ray_origins
 from spot_ray.schema.dataset import DatasetInfo
 from spot_ray.schema.motion import deskew, with_frame_poses
 from spot_ray.schema.occupancy import Occupancy
 from spot_ray.schema.sweep import Sweep
 from spot_ray.schema.taxonomy import IGNORE
 
-SWEEP_COLUMNS = ("xyz", "lidar_id", "time_offset_ns", "point_source_class", "boxes")
-"""The columns of a sweep that labelling reads."""
+_SURE_GROUND_M = 40.0
+"""So far geometry tells the ground of unlabelled sweeps where other sweeps are labelled: farther, neighbours do."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,8 @@ class LabelReport:
         points_by_neighbours: Points whose class is that of labelled neighbours.
         points_unclassed: Points without a class: no label, no box, no labelled neighbour in reach.
         voxels_occupied: Occupied voxels.
-        voxels_unclassed: Of these, those without a class.
+        voxels_filled: Of these, those in which no ray ended: surface between scan lines.
+        voxels_unclassed: Of these, those to which neither a label, a box nor a neighbour gave a class.
         voxels_observed: Observed voxels, the occupied ones among them.
     """
 
@@ -67,6 +69,7 @@ class LabelReport:
     points_by_neighbours: int = 0
     points_unclassed: int = 0
     voxels_occupied: int = 0
+    voxels_filled: int = 0
     voxels_unclassed: int = 0
     voxels_observed: int = 0
 
@@ -84,8 +87,8 @@ class LabelReport:
             f"{self.points_by_source / points:.1%} labelled by the source, {self.points_by_box / points:.1%} by boxes, "
             f"{self.points_by_neighbours / points:.1%} by neighbours, {self.points_unclassed / points:.1%} without a "
             "class",
-            f"voxels: {self.voxels_observed} observed, {self.voxels_occupied} of them occupied, "
-            f"{self.voxels_unclassed} of these without a class",
+            f"voxels: {self.voxels_observed} observed, {self.voxels_occupied} of them occupied; of these "
+            f"{self.voxels_filled} lie between scan lines, {self.voxels_unclassed} have no class of their own",
         ]
         alone = self.frames - self.frames_aggregated
         if alone:
@@ -100,227 +103,192 @@ class LabelReport:
 def label_sequence(
     sweeps: Sequence[Sweep], *, info: DatasetInfo, config: LabelConfig
 ) -> tuple[list[Occupancy], LabelReport]:
-    """Make the occupancy labels of the key frames of one sequence, out of all its sweeps.
-
-    Sweeps that the source did not correct for the motion within them are de-skewed as far as their poses allow.
+    """Do what :func:`label_frames` does with sweeps that are in memory.
 
     Args:
-        sweeps: All sweeps of the sequence in time order, with at least the columns `SWEEP_COLUMNS` where they exist.
+        sweeps: All sweeps of the sequence in time order.
         info: The dataset that they belong to.
         config: How to label.
 
     Returns:
-        One occupancy a key frame, in the same order, and what was found. If a sweep has no pose nothing can be
-        aggregated: each key frame is then labelled from its own sweep.
-
-    Raises:
-        DataError: If a `lidar_id` is not in the rig, or the sequence covers more space than can be held.
+        One occupancy a key frame, in the same order, and what was found.
     """
-    sweeps = _deskewed(sweeps)
-    poses = [sweep.world_SE3_ego for sweep in sweeps if sweep.world_SE3_ego is not None]
-    if len(poses) == len(sweeps):
-        frames, report = _label_together(sweeps, poses, info, config)
-    else:
-        alone = [_label_together([sweep], [np.eye(4)], info, config) for sweep in sweeps if sweep.keyframe]
-        frames = [frame for result, _ in alone for frame in result]
-        report = sum((found for _, found in alone), LabelReport())
-    return frames, report + LabelReport(sequences=1)
-
-
-def _deskewed(sweeps: Sequence[Sweep]) -> list[Sweep]:
-    result = []
-    for i, sweep in enumerate(sweeps):
-        beside = [*sweeps[max(i - 1, 0) : i], *sweeps[i + 1 : i + 2]]
-        poses = [(s.timestamp_ns, s.world_SE3_ego) for s in beside if s.world_SE3_ego is not None]
-        result.append(deskew(with_frame_poses(sweep, poses)))
-    return result
-
-
-@dataclass(frozen=True, eq=False)
-class Scene:
-    """A sequence, aggregated.
-
-    Args:
-        sweeps: Its sweeps.
-        seq_SE3_ego: (4, 4) pose of each in the sequence frame, which is the first ego frame: numbers stay small
-            wherever in the world the log was taken.
-        tracks: Its annotated objects.
-        parts: What the points of each sweep are.
-        static: Points in no box, in the sequence frame.
-        objects: Points of each track, in the frame of its box.
-        space: What the rays of all sweeps passed; None if there is only one sweep.
-    """
-
-    sweeps: Sequence[Sweep]
-    seq_SE3_ego: Sequence[npt.NDArray[np.float64]]
-    tracks: Tracks
-    parts: Sequence[PointParts]
-    static: Cloud
-    objects: dict[int, Cloud]
-    space: PassedSpace | None
-
-
-def _label_together(
-    sweeps: Sequence[Sweep], world_SE3_ego: Sequence[npt.NDArray[np.float64]], info: DatasetInfo, config: LabelConfig
-) -> tuple[list[Occupancy], LabelReport]:
-    scene = _aggregate(sweeps, world_SE3_ego, info, config)
-    standing = scene.static.where(~_by_class(info, "foreground")[scene.static.label])
-    keyframes = [i for i, sweep in enumerate(sweeps) if sweep.keyframe]
-    report = LabelReport(
-        sweeps=len(sweeps),
-        frames=len(keyframes),
-        frames_aggregated=len(keyframes) if scene.space is not None else 0,
-    )
-    frames = []
-    for i in keyframes:
-        sweep, label = sweeps[i], _own_labels(scene, i)
-        index, semantic = _occupied(scene, i, label, standing, info, config)
-        observed, by_frame = _observed(scene, i, index, info, config)
-        frames.append(
-            Occupancy(sweep.sequence_id, sweep.frame_id, index, semantic, pack_bits(observed), pack_bits(by_frame))
-        )
-        report += _count(scene, i, label, semantic, info) + LabelReport(voxels_observed=int(observed.sum()))
+    frames, report = [], LabelReport()
+    for occupancy, found in label_frames(SweepList(sweeps), info=info, config=config):
+        frames.append(occupancy)
+        report += found
     return frames, report
 
 
-def _aggregate(
-    sweeps: Sequence[Sweep], world_SE3_ego: Sequence[npt.NDArray[np.float64]], info: DatasetInfo, config: LabelConfig
-) -> Scene:
-    lookup, ground = info.taxonomy.lookup(), _by_class(info, "ground")
-    if config.align_heights:
-        world_SE3_ego = align_heights(sweeps, world_SE3_ego, lookup, ground)
-    seq_SE3_world = se3.invert(world_SE3_ego[0])
-    seq_SE3_ego = [seq_SE3_world @ pose for pose in world_SE3_ego]
-    tracks = find_tracks(sweeps, seq_SE3_ego, lookup, moving_m=config.moving_m)
-    guesses = guess_boxes(sweeps, seq_SE3_ego, tracks)
-    parts = [
-        split_points(
-            sweep, objects, guessed, lookup, ground, box_margin_m=config.box_margin_m, ego_body_m=config.ego_body_m
+def label_frames(
+    sequence: SequenceReader, *, info: DatasetInfo, config: LabelConfig
+) -> Iterator[tuple[Occupancy, LabelReport]]:
+    """Make the occupancy labels of the key frames of one sequence, out of all its sweeps.
+
+    Sweeps that the source did not correct for the motion within them are de-skewed as far as their poses allow. Memory
+    is bounded by the window, not by the length of the sequence.
+
+    Args:
+        sequence: The sequence.
+        info: The dataset that it belongs to.
+        config: How to label; `classes` must be one that the sequence's own labels bear.
+
+    Yields:
+        The occupancy of each key frame in time order, and what was found in it. The reports add up; the first one
+        counts the sequence. If a sweep has no pose nothing can be aggregated: each key frame is then labelled from its
+        own sweep.
+
+    Raises:
+        DataError: If a `lidar_id` is not in the rig, or a window covers more space than can be held.
+    """
+    frames = [sequence.frame(i) for i in range(len(sequence))]
+    posed = all(frame.world_SE3_ego is not None for frame in frames)
+    if posed and config.aggregate:
+        groups: Iterable[_Labelling] = [_Labelling(sequence, range(len(frames)), frames, info, config)]
+    else:
+        groups = (
+            _Labelling(sequence, range(i, i + 1), [frame], info, config)
+            for i, frame in enumerate(frames)
+            if frame.keyframe
         )
-        for sweep, objects, guessed in zip(sweeps, tracks.frames, guesses, strict=True)
-    ]
-    static = aggregate_static(*_where_objects_are_known(sweeps, tracks, parts, seq_SE3_ego), cell_m=config.cell_m)
-    static = propagate_labels(static, neighbours=config.knn_neighbours, radius_m=config.knn_radius_m)
-    objects = aggregate_objects(sweeps, parts, tracks, cell_m=config.cell_m)
-
-    space = PassedSpace(config.grid, seq_SE3_ego, config.space_cell_m) if len(sweeps) > 1 else None
-    if space is not None:
-        for sweep, pose in zip(sweeps, seq_SE3_ego, strict=True):
-            space.add(sweep.xyz, ray_origins(sweep, info), pose)
-    return Scene(sweeps, seq_SE3_ego, tracks, parts, static, objects, space)
+    report = LabelReport(sequences=1)
+    for group in groups:
+        for occupancy, found in group:
+            yield occupancy, report + found
+            report = LabelReport()
 
 
-def _where_objects_are_known(
-    sweeps: Sequence[Sweep],
-    tracks: Tracks,
-    parts: Sequence[PointParts],
-    seq_SE3_ego: Sequence[npt.NDArray[np.float64]],
-) -> tuple[list[Sweep], list[PointParts], list[npt.NDArray[np.float64]]]:
-    """Return the sweeps, with their parts and poses, that may be aggregated.
+class _Labelling:
+    """The labelling of sweeps that are aggregated together: a whole sequence, or a single sweep.
 
-    Where key frames have boxes, a sweep before the first of these or after the last shows objects that no box tells
-    from what stands still.
+    Args:
+        sequence: The sequence.
+        rows: Which of its sweeps.
+        frames: These, without their points.
+        info: The dataset.
+        config: How to label.
     """
-    has_boxes = any(sweep.boxes is not None for sweep in sweeps)
-    used = [i for i, s in enumerate(sweeps) if s.keyframe or tracks.frames[i].known or not has_boxes]
-    return [sweeps[i] for i in used], [parts[i] for i in used], [seq_SE3_ego[i] for i in used]
 
+    def __init__(
+        self, sequence: SequenceReader, rows: range, frames: Sequence[FrameInfo], info: DatasetInfo, config: LabelConfig
+    ) -> None:
+        self._sequence, self._rows, self._frames, self._info, self._config = sequence, rows, frames, info, config
+        self._together = len(frames) > 1
+        self._lookup = info.taxonomy.lookup()
+        self._has_points = any(frame.has_point_labels for frame in frames)
+        self._classes = class_tables(info.taxonomy, config, has_points=self._has_points)
+        origin = np.eye(4) if frames[0].world_SE3_ego is None else frames[0].world_SE3_ego
+        seq_SE3_world = se3.invert(origin)
+        self._seq_SE3_ego = [
+            seq_SE3_world @ (np.eye(4) if f.world_SE3_ego is None else f.world_SE3_ego) for f in frames
+        ]
+        # Boxes are interpolated by the poses as they are: where those are flat, the boxes' heights are too.
+        self._tracks = find_tracks(frames, self._seq_SE3_ego, self._lookup, moving_m=config.moving_m)
+        self._guesses = guess_boxes(frames, self._seq_SE3_ego, self._tracks)
+        self._aligner = HeightAligner() if config.align_heights and self._together else None
+        self._has_boxes = any(frame.boxes is not None for frame in frames)
+        keyframes = [i for i, frame in enumerate(frames) if frame.keyframe]
+        self._is_key = np.isin(np.arange(len(frames)), keyframes)
 
-def _by_class(info: DatasetInfo, attribute: str) -> npt.NDArray[np.bool_]:
-    """Return (256,) bool by class; False for 255."""
-    mask = info.taxonomy.mask(attribute)
-    return np.concatenate([mask, np.zeros(256 - len(mask), dtype=bool)])
+    def __iter__(self) -> Iterator[tuple[Occupancy, LabelReport]]:
+        """Label segment by segment."""
+        segments = (
+            cut(self._frames, window_m=self._config.window_m, window_s=self._config.window_s)
+            if self._together
+            else [range(1)]
+        )
+        built: dict[int, Segment] = {}
+        joined: tuple[list[int], Window] | None = None
+        for s, segment in enumerate(segments):
+            around = [t for t in (s - 1, s, s + 1) if 0 <= t < len(segments)]
+            for t in around:
+                if t not in built:
+                    built[t] = self._build(segments[t])
+            if not self._is_key[segment.start : segment.stop].any():
+                continue
+            if joined is None or joined[0] != around:
+                parts = [built[t] for t in around]
+                joined = around, join(parts, self._classes.foreground, self._classes.ground, self._config)
+            for i in segment:
+                if self._is_key[i]:
+                    yield self._label(i, joined[1])
+            built.pop(s - 1, None)
 
+    def _build(self, segment: range) -> Segment:
+        """Read the sweeps of a segment and add them up."""
+        poses = self._seq_SE3_ego[segment.start : segment.stop]
+        built = Segment(self._config.grid, poses, self._config, with_rays=self._together)
+        for i in segment:
+            sweep, part = self._read(i)
+            if self._aligner is not None:
+                self._seq_SE3_ego[i] = self._aligner.correct(sweep.xyz, part.ground, self._seq_SE3_ego[i])
+            known = self._frames[i].keyframe or self._tracks.frames[i].known or not self._has_boxes
+            built.add(
+                sweep,
+                part,
+                self._tracks.frames[i],
+                ray_origins(sweep, self._info) if self._together else None,
+                self._seq_SE3_ego[i],
+                whole=known,
+            )
+        return built
 
-def _own_labels(scene: Scene, i: int) -> npt.NDArray[np.uint8]:
-    """Return the (N,) classes of a sweep's points: by the source, else by box, else by neighbours, else 255."""
-    part, sweep = scene.parts[i], scene.sweeps[i]
-    label = part.label.copy()
-    rows = np.flatnonzero((label == IGNORE) & (part.box < 0) & ~part.on_ego)
-    label[rows] = scene.static.label_at(se3.transform_points(scene.seq_SE3_ego[i], sweep.xyz[rows]))
-    return label
+    def _read(self, i: int) -> tuple[Sweep, PointParts]:
+        """Read a sweep, de-skewed, and tell what its points are."""
+        sweep = self._sequence.read(self._rows[i])
+        beside = [*self._frames[max(i - 1, 0) : i], *self._frames[i + 1 : i + 2]]
+        poses = [(f.timestamp_ns, f.world_SE3_ego) for f in beside if f.world_SE3_ego is not None]
+        sweep = deskew(with_frame_poses(sweep, poses))
+        part = split_points(
+            sweep,
+            self._tracks.frames[i],
+            self._guesses[i],
+            self._lookup,
+            self._classes.ground,
+            box_margin_m=self._config.box_margin_m,
+            ego_body_m=self._config.ego_body_m,
+            ground_reach_m=_SURE_GROUND_M if self._has_points else math.inf,
+        )
+        return sweep, part
 
+    def _label(self, i: int, window: Window) -> tuple[Occupancy, LabelReport]:
+        sweep, part = self._read(i)
+        objects = self._tracks.frames[i]
+        frame = Frame(
+            sweep,
+            part,
+            ray_origins(sweep, self._info),
+            objects,
+            self._tracks.moving[objects.track],
+            self._seq_SE3_ego[i],
+        )
+        labelled = label_frame(frame, window, self._classes, self._config)
+        return labelled.occupancy, self._count(i, frame, labelled)
 
-def _occupied(
-    scene: Scene,
-    i: int,
-    label: npt.NDArray[np.uint8],
-    standing: Cloud,
-    info: DatasetInfo,
-    config: LabelConfig,
-) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8]]:
-    """Return the occupied voxels of a frame, from what stands still, its objects, and its own points.
-
-    What could move but lies in no box is in `standing` for no frame: it counts in the frame that saw it, through the
-    frame's own points, and leaves no trail in the others.
-    """
-    grid, foreground = config.grid, info.taxonomy.mask("foreground")
-    body = scene.parts[i].on_ego
-    own_xyz, own_label = scene.sweeps[i].xyz[~body], label[~body]
-    # One vote a cell, as the aggregated points have: near the sensor a raw sweep would outvote the whole sequence.
-    builder = CloudBuilder(config.cell_m)
-    builder.add(own_xyz, own_label)
-    own = builder.build()
-
-    ego_SE3_seq = se3.invert(scene.seq_SE3_ego[i])
-    reach = float(np.abs([grid.lower_m, grid.upper_m]).max(axis=0)[:2].sum())
-    aside = np.abs(standing.xyz[:, :2] - scene.seq_SE3_ego[i][:2, 3]).max(axis=1, initial=0.0)
-    near = standing.where(aside < reach)
-    object_xyz, object_label = place_objects(scene.objects, scene.tracks.frames[i])
-    index, semantic = voxelise(
-        np.concatenate([se3.transform_points(ego_SE3_seq, near.xyz), object_xyz, own.xyz]),
-        np.concatenate([near.label, object_label, own.label]),
-        grid,
-        foreground,
-    )
-    # The mean of a cell's points can lie across a voxel's face from some of them: the frame's own points all count.
-    own_index, own_semantic = voxelise(own_xyz, own_label, grid, foreground)
-    new = ~np.isin(own_index, index)
-    index, semantic = np.append(index, own_index[new]), np.append(semantic, own_semantic[new])
-    order = np.argsort(index)
-    return index[order], semantic[order]
-
-
-def _observed(
-    scene: Scene, i: int, occupied: npt.NDArray[np.int32], info: DatasetInfo, config: LabelConfig
-) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
-    """Return the voxels that the sequence observed, and those that the frame's own sweep did: (n,) bool each.
-
-    Where an object that moves is now, only the frame's own rays tell what is empty: the others passed at another time.
-    """
-    grid, sweep = config.grid, scene.sweeps[i]
-    by_frame = passed_by_sweep(sweep, ray_origins(sweep, info), grid)
-    voxel, inside = grid.voxel_of(sweep.xyz[~scene.parts[i].on_ego])
-    by_frame[grid.linear(voxel[inside])] = True
-    observed = by_frame.copy()
-    observed[occupied] = True
-    if scene.space is not None:
-        passed = scene.space.passed_by_sequence(scene.seq_SE3_ego[i], free_fraction=config.free_fraction)
-        objects = scene.tracks.frames[i]
-        moving = objects.boxes[scene.tracks.moving[objects.track]]
-        passed[voxels_in_boxes(moving, grid, margin_m=config.box_margin_m)] = False
-        observed |= passed
-    return observed, by_frame
-
-
-def _count(
-    scene: Scene, i: int, label: npt.NDArray[np.uint8], semantic: npt.NDArray[np.uint8], info: DatasetInfo
-) -> LabelReport:
-    sweep, part = scene.sweeps[i], scene.parts[i]
-    kept = ~part.on_ego
-    source = np.zeros(len(sweep), dtype=bool)
-    if sweep.point_source_class is not None:
-        source = info.taxonomy.lookup()[sweep.point_source_class] != IGNORE
-    by_box = kept & ~source & (part.label != IGNORE)
-    by_neighbours = kept & ~source & ~by_box & (label != IGNORE)
-    return LabelReport(
-        frames_with_boxes=int(scene.tracks.frames[i].known),
-        points=len(sweep),
-        points_on_ego=int(part.on_ego.sum()),
-        points_by_source=int((kept & source).sum()),
-        points_by_box=int(by_box.sum()),
-        points_by_neighbours=int(by_neighbours.sum()),
-        points_unclassed=int((kept & (label == IGNORE)).sum()),
-        voxels_occupied=len(semantic),
-        voxels_unclassed=int((semantic == IGNORE).sum()),
-    )
+    def _count(self, i: int, frame: Frame, labelled: LabelledFrame) -> LabelReport:
+        """Return what was found; the sweeps since the key frame before are counted with this one."""
+        before = np.flatnonzero(self._is_key[:i])
+        first = int(before[-1]) + 1 if len(before) else 0
+        last = i + 1 if self._is_key[i + 1 :].any() else len(self._frames)
+        kept = ~frame.part.on_ego
+        source = np.zeros(len(frame.sweep), dtype=bool)
+        if frame.sweep.point_source_class is not None:
+            source = self._lookup[frame.sweep.point_source_class] != IGNORE
+        by_box = kept & ~source & (frame.part.label != IGNORE)
+        by_neighbours = kept & ~source & ~by_box & (labelled.point_label != IGNORE)
+        return LabelReport(
+            sweeps=last - first,
+            frames=1,
+            frames_aggregated=int(self._together),
+            frames_with_boxes=int(frame.objects.known),
+            points=len(frame.sweep),
+            points_on_ego=int(frame.part.on_ego.sum()),
+            points_by_source=int((kept & source).sum()),
+            points_by_box=int(by_box.sum()),
+            points_by_neighbours=int(by_neighbours.sum()),
+            points_unclassed=int((kept & (labelled.point_label == IGNORE)).sum()),
+            voxels_occupied=len(labelled.occupancy.index),
+            voxels_filled=labelled.num_filled,
+            voxels_unclassed=labelled.num_fallback,
+            voxels_observed=labelled.num_observed,
+        )

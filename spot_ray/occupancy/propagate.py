@@ -14,7 +14,7 @@ from spot_ray.schema.taxonomy import IGNORE
 _CHUNK = 1_000_000
 
 
-def propagate_labels(cloud: Cloud, *, neighbours: int, radius_m: float) -> Cloud:
+def propagate_labels(cloud: Cloud, *, neighbours: int, radius_m: float, beside: Cloud | None = None) -> Cloud:
     """Give unlabelled points the class that most of their nearest labelled neighbours have.
 
     As the public reproductions of Occ3D do (K = 5 within 0.5 m). Of two classes with the same count the one of the
@@ -24,16 +24,23 @@ def propagate_labels(cloud: Cloud, *, neighbours: int, radius_m: float) -> Cloud
         cloud: Points, some of them labelled.
         neighbours: K.
         radius_m: How far a neighbour may be, metres.
+        beside: More points that may be neighbours.
 
     Returns:
         The cloud with more labels.
     """
     known = cloud.label != IGNORE
-    if known.all() or not known.any():
+    reference, reference_label = [cloud.xyz[known]], [cloud.label[known]]
+    if beside is not None:
+        labelled = beside.label != IGNORE
+        reference.append(beside.xyz[labelled])
+        reference_label.append(beside.label[labelled])
+    xyz = np.concatenate(reference)
+    if known.all() or not len(xyz):
         return cloud
     # Balancing and compacting the tree double the time to build it and gain nothing at this density.
-    tree = cKDTree(cloud.xyz[known], balanced_tree=False, compact_nodes=False)
-    known_label = np.append(cloud.label[known], np.uint8(IGNORE))
+    tree = cKDTree(xyz, balanced_tree=False, compact_nodes=False)
+    known_label = np.concatenate([*reference_label, np.array([IGNORE], np.uint8)])
     label = cloud.label.copy()
     unknown = np.flatnonzero(~known)
     for start in range(0, len(unknown), _CHUNK):

@@ -8,7 +8,7 @@ import importlib.util
 import json
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import cast
 
 import pyarrow.compute as pc
@@ -90,7 +90,7 @@ def label_dataset(
     ingest = LabelIngest(dataset.uri, name, sequences, hash_of=hashes.get, replace=overwrite)
     if ingest.is_done:
         return LabelReport()
-    work = LabelWork(dataset.uri, tuple(dataset.parts), ingest.folder, config, kind)
+    work = LabelWork(dataset.uri, tuple(dataset.parts), ingest.folder, replace(config, classes=kind))
     waiting = ingest.waiting
     meter = Meter(len(ingest.units), len(ingest.units) - len(waiting), on_progress)
     to_write = {unit: hashes[unit.sequences[0]] for unit in waiting}

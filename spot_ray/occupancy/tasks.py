@@ -7,18 +7,15 @@ import pickle
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import closing, suppress
-from dataclasses import asdict, dataclass, replace
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from spot_ray.errors import SpotRayError
-from spot_ray.occupancy.classes import ClassKind, label_classes
 from spot_ray.occupancy.config import LabelConfig
 from spot_ray.occupancy.dataset_reader import DatasetSequence
-from spot_ray.occupancy.label import LabelReport, label_sequence
-from spot_ray.occupancy.reader import SequenceReader
+from spot_ray.occupancy.label import LabelReport, label_frames
 from spot_ray.progress import REPORT_EVERY_S, Meter, Monitor, Reporter, Stopped
-from spot_ray.schema.dataset import DatasetInfo
 from spot_ray.schema.occupancy import Occupancy
 from spot_ray.session import quiet_data_context, ray_session
 from spot_ray.storage import uri as uris
@@ -42,15 +39,13 @@ class LabelWork:
         uri: The dataset.
         parts: Its manifest parts, so that logs which arrive meanwhile change nothing.
         folder: Where the labels go, relative to the dataset.
-        config: How to label.
-        kind: The classes of the labels.
+        config: How to label; its `classes` are not `auto`.
     """
 
     uri: str
     parts: tuple[str, ...]
     folder: str
     config: LabelConfig
-    kind: ClassKind
 
     def write(self, unit: Unit, source_hash: str, on_read: Callable[[], None], on_frame: Callable[[], None]) -> None:
         """Write the labels of a sequence, then its receipt. Done twice, it leaves the same files.
@@ -66,29 +61,19 @@ class LabelWork:
         """
         (sequence_id,) = unit.sequences
         dataset = open_dataset(self.uri, parts=self.parts)
-        _, class_of = label_classes(dataset.info.taxonomy, self.kind)
         total = LabelReport()
 
         def frames() -> Iterator[Occupancy]:
             nonlocal total
-            with closing(_label(DatasetSequence(dataset, sequence_id, on_read), dataset.info, self.config)) as labelled:
-                for occupancy, report in labelled:
-                    yield replace(occupancy, semantic=class_of[occupancy.semantic])
-                    total += report
-                    on_frame()
+            sequence = DatasetSequence(dataset, sequence_id, on_read)
+            for occupancy, report in label_frames(sequence, info=dataset.info, config=self.config):
+                total += report
+                yield occupancy
+                on_frame()
 
         rows = write_occupancy(self.uri, self.folder, sequence_id, frames())
         notes = {sequence_id: SequenceNotes(source_hash, figures=asdict(total))}
         write_receipt(uris.join(self.uri, self.folder), unit, rows, notes)
-
-
-def _label(
-    sequence: SequenceReader, info: DatasetInfo, config: LabelConfig
-) -> Generator[tuple[Occupancy, LabelReport], None, None]:
-    frames, report = label_sequence([sequence.read(i) for i in range(len(sequence))], info=info, config=config)
-    for frame in frames:
-        yield frame, report
-        report = LabelReport()
 
 
 def label_here(work: LabelWork, hashes: Mapping[Unit, str], meter: Meter) -> Written:
@@ -124,7 +109,9 @@ def label_with_ray(work: LabelWork, hashes: Mapping[Unit, str], num_workers: int
         with quiet_data_context():
             # One block a sequence, so that each is a task of its own and comes back as soon as it is written.
             tasks = ray.data.from_items(items, override_num_blocks=len(items)).map(
-                functools.partial(_task, work=work, monitor=monitor), num_cpus=1, concurrency=num_workers
+                functools.partial(_task, work=work, monitor=monitor),
+                num_cpus=1,
+                compute=ray.data.TaskPoolStrategy(size=num_workers),
             )
         # Read to its end in a thread, whatever happens here: a stream that is abandoned cancels its tasks, and Ray 2.60
         # aborts this process when a task ends while it is being cancelled.

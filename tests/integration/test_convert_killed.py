@@ -130,7 +130,7 @@ def test_ctrl_c_ends_a_conversion_quickly_and_keeps_what_is_finished(command: li
 
 def test_a_broken_frame_in_a_task_is_told_as_one_message(command: list[str], tmp_path: Path) -> None:
     done = run([*command, "--option", "broken=drive-03", "--out", str(tmp_path / "out")], tmp_path)
-    assert done.returncode == 2
+    assert done.returncode == 2, done.stderr
     assert "spot-ray convert: the disc is scratched\n  where: drive-03\n" in done.stderr
     assert "Traceback" not in done.stderr
     assert "the same command goes on from there" in done.stderr

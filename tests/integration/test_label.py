@@ -180,18 +180,22 @@ def test_sets_of_several_grids_and_classes_stand_side_by_side(tmp_path):
     label_in_process(uri, config=CONFIG)
     first = contents(tmp_path / "data")
     label_in_process(uri, name="coarse", config=coarse)
-    label_in_process(uri, name="binary", config=replace(CONFIG, classes="binary"))
+    for kind in ("foreground", "binary"):
+        label_in_process(uri, name=kind, config=replace(CONFIG, classes=kind))
     assert first.items() <= contents(tmp_path / "data").items()
     infos = {name: open_occupancy(uri, name).info for name in list_label_sets(uri)}
     assert {name: info.grid for name, info in infos.items()} == {
-        "default": CONFIG.grid, "coarse": coarse.grid, "binary": CONFIG.grid
+        "default": CONFIG.grid, "coarse": coarse.grid, "binary": CONFIG.grid, "foreground": CONFIG.grid
     }  # fmt: skip
     assert infos["binary"].class_names == ("occupied",)
     assert infos["binary"].provenance["classes"] == "binary"
     assert infos["default"].provenance["tier"] == "both"
-    mine, fine = (open_occupancy(uri, name).get("log/1", "0") for name in ("binary", "default"))
-    np.testing.assert_array_equal(mine.index, fine.index)
-    assert set(mine.semantic) == {1}
+    binary, coarser, finest = (open_occupancy(uri, n).get("log/1", "0") for n in ("binary", "foreground", "default"))
+    np.testing.assert_array_equal(binary.index, finest.index)
+    np.testing.assert_array_equal(coarser.index, finest.index)
+    assert set(binary.semantic) == {1}
+    assert set(finest.semantic) == {BUILDING}
+    assert set(coarser.semantic) == {infos["foreground"].class_names.index("other") + 1}
 
 
 def test_sequences_that_arrive_later_are_added(tmp_path):

@@ -1,0 +1,196 @@
+"""A sequence in segments, and what the sweeps of each one add up to.
+
+A frame's labels are made of the segment that it lies in and of the ones before and after, so that every sweep within
+the window counts, a place that is driven through again much later does not, and memory holds three segments of a log of
+any length. Every sweep is read, cast and merged once.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from spot_ray.geometry import boxes as boxes_ops
+from spot_ray.geometry import se3
+from spot_ray.geometry.grid import VoxelGrid
+from spot_ray.occupancy.aggregate import PointParts
+from spot_ray.occupancy.cloud import Cloud, CloudBuilder
+from spot_ray.occupancy.config import LabelConfig
+from spot_ray.occupancy.ground_map import GroundMap, build_ground_map
+from spot_ray.occupancy.propagate import propagate_labels
+from spot_ray.occupancy.reader import FrameInfo
+from spot_ray.occupancy.surfaces import Patches, fill_surfaces
+from spot_ray.occupancy.tracks import FrameObjects
+from spot_ray.occupancy.visibility import PassedSpace
+from spot_ray.schema.sweep import Sweep
+
+_MARGIN_Z_M = 8.0
+"""How far heights may be corrected within a segment before space above or below is left unobserved."""
+
+_OFF_GROUND_M = 0.3
+"""Ground points farther from the ground's height map are surface of their own: another storey, a steep bank."""
+
+
+def cut(frames: Sequence[FrameInfo], *, window_m: float, window_s: float) -> list[range]:
+    """Cut a sequence into segments that each span at most `window_m` of the way and `window_s`; the poses are known."""
+    segments = []
+    start, way = 0, 0.0
+    for i in range(1, len(frames)):
+        here, before = frames[i].world_SE3_ego, frames[i - 1].world_SE3_ego
+        assert here is not None
+        assert before is not None
+        way += float(np.linalg.norm(here[:2, 3] - before[:2, 3]))
+        seconds = (frames[i].timestamp_ns - frames[start].timestamp_ns) / 1e9
+        if way > window_m or seconds > window_s:
+            segments.append(range(start, i))
+            start, way = i, 0.0
+    return [*segments, range(start, len(frames))]
+
+
+class Segment:
+    """What the sweeps of a segment add up to, in the sequence frame.
+
+    Args:
+        grid: The frames' voxel grid.
+        seq_SE3_ego: Poses of its sweeps.
+        config: How to label.
+        with_rays: Whether other frames look up what its rays passed.
+    """
+
+    def __init__(
+        self,
+        grid: VoxelGrid,
+        seq_SE3_ego: Sequence[npt.NDArray[np.float64]],
+        config: LabelConfig,
+        *,
+        with_rays: bool,
+    ) -> None:
+        self._cell_m = config.cell_m
+        self.ground = CloudBuilder(config.cell_m)
+        self.standing = CloudBuilder(config.cell_m)
+        self.objects: dict[int, CloudBuilder] = defaultdict(lambda: CloudBuilder(config.cell_m))
+        margin = _MARGIN_Z_M if config.align_heights else 0.0
+        self.space = PassedSpace(grid, seq_SE3_ego, config.space_cell_m, margin_z_m=margin) if with_rays else None
+
+    def add(
+        self,
+        sweep: Sweep,
+        part: PointParts,
+        objects: FrameObjects,
+        origins: npt.NDArray[np.float64] | None,
+        seq_SE3_ego: npt.NDArray[np.float64],
+        *,
+        whole: bool,
+    ) -> None:
+        """Add a sweep.
+
+        Args:
+            sweep: The sweep.
+            part: What its points are.
+            objects: Its objects.
+            origins: (N, 3) where its rays start, ego frame; None without rays.
+            seq_SE3_ego: (4, 4) its pose.
+            whole: Whether its points count, or its rays alone: a sweep whose objects nobody knows would show them as
+                standing.
+        """
+        if self.space is not None and origins is not None:
+            self.space.add(sweep.xyz, origins, seq_SE3_ego)
+        if whole:
+            rest = (part.box < 0) & ~part.on_ego & ~part.doubtful
+            for builder, mine in ((self.ground, rest & part.ground), (self.standing, rest & ~part.ground)):
+                builder.add(se3.transform_points(seq_SE3_ego, sweep.xyz[mine]), part.label[mine])
+        order = np.argsort(part.box, kind="stable")
+        held = order[np.searchsorted(part.box[order], 0) :]
+        for rows in np.split(held, np.flatnonzero(np.diff(part.box[held])) + 1):
+            if len(rows):
+                m = int(part.box[rows[0]])
+                xyz_box = boxes_ops.to_box_frame(sweep.xyz[rows], objects.boxes[m])
+                self.objects[int(objects.track[m])].add(xyz_box, part.label[rows])
+
+
+@dataclass(frozen=True, eq=False)
+class Window:
+    """What the segments around a frame add up to.
+
+    Args:
+        ground: Points of the ground, with classes, that the height map does not hold.
+        ground_map: The ground as a height map; None if holes are not to be filled.
+        all_ground: Points of the ground, with classes.
+        all_standing: Points in no box and not of the ground, with classes.
+        standing: Those of them that surely stand still.
+        patches: Points that fill its surfaces.
+        objects: By track the points of an object, in the frame of its box.
+        object_patches: By track the points that fill its surfaces.
+        spaces: What the rays passed.
+    """
+
+    ground: Cloud
+    ground_map: GroundMap | None
+    all_ground: Cloud
+    all_standing: Cloud
+    standing: Cloud
+    patches: Patches
+    objects: dict[int, Cloud]
+    object_patches: dict[int, Patches]
+    spaces: tuple[PassedSpace, ...]
+
+
+def join(
+    segments: Sequence[Segment],
+    foreground: npt.NDArray[np.bool_],
+    ground_classes: npt.NDArray[np.bool_],
+    config: LabelConfig,
+) -> Window:
+    """Return what segments add up to: labels propagated, holes filled.
+
+    Args:
+        segments: The segments.
+        foreground: (256,) bool by class: what could move. Where it lies in no box, it counts only in the frame that saw
+            it, and leaves no trail in the others.
+        ground_classes: (256,) bool by class.
+        config: How to label.
+    """
+    all_ground = _build([s.ground for s in segments], config.cell_m)
+    all_standing = _build([s.standing for s in segments], config.cell_m)
+    tracks = sorted({track for s in segments for track in s.objects})
+    objects = {t: _build([s.objects[t] for s in segments if t in s.objects], config.cell_m) for t in tracks}
+    if config.propagate:
+        k, radius = config.knn_neighbours, config.knn_radius_m
+        all_standing = propagate_labels(all_standing, neighbours=k, radius_m=radius, beside=all_ground)
+        all_ground = propagate_labels(all_ground, neighbours=k, radius_m=radius)
+        # Far away geometry tells ground badly, so there it is its neighbours that tell it.
+        is_ground = ground_classes[all_standing.label]
+        all_ground = all_ground.joined(all_standing.where(is_ground))
+        all_standing = all_standing.where(~is_ground)
+    standing = all_standing.where(~foreground[all_standing.label])
+    ground, ground_map, patches = all_ground, None, Patches.none()
+    object_patches = dict.fromkeys(tracks, Patches.none())
+    if config.fill_holes:
+        ground_map = build_ground_map(all_ground, reach_m=config.ground_reach_m)
+        ground = all_ground.where(~(np.abs(ground_map.over_ground(all_ground.xyz)) <= _OFF_GROUND_M))
+        patches = fill_surfaces(standing)
+        object_patches = {t: fill_surfaces(cloud) for t, cloud in objects.items()}
+    return Window(
+        ground=ground,
+        ground_map=ground_map,
+        all_ground=all_ground,
+        all_standing=all_standing,
+        standing=standing,
+        patches=patches,
+        objects=objects,
+        object_patches=object_patches,
+        spaces=tuple(segment.space for segment in segments if segment.space is not None),
+    )
+
+
+def _build(builders: Sequence[CloudBuilder], cell_m: float) -> Cloud:
+    if len(builders) == 1:
+        return builders[0].build()
+    whole = CloudBuilder(cell_m)
+    for builder in builders:
+        whole.add_all_of(builder)
+    return whole.build()
