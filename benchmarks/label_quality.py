@@ -4,11 +4,12 @@
 
 The synthetic world is the judge: a voxel is truly occupied if a surface of at least a tenth of a cell's face lies in it
 (`spot_ray.synthetic.surface`). A voxel counts, if an exact ray of any sweep of the sequence passed it or ended in it,
-whatever the label says; what the label calls unobserved is then an error. See `spot_ray.evaluate.label_quality`.
+whatever the label says; what the label calls unobserved is then an error. The insides of solids are neither free nor
+surface and leave; `with_insides` has the figures that count them as free. See `spot_ray.evaluate.label_quality`.
 
 - Waymo-like: 20 sweeps at 10 Hz, all with classes and boxes, all labelled; every fourth is scored.
-- nuScenes-like: 40 sweeps; every fifth is a key frame, with classes and boxes, as the others have neither; every second
-  key frame is scored.
+- nuScenes-like: 120 sweeps at 10 Hz; every fifth is a key frame, with classes and boxes, as the others have neither;
+  every sixth key frame is scored.
 
 The ablation adds one stage after the other: the sweep alone, with those of the whole sequence, classes for unlabelled
 points, filled holes, and last the visibility, without which all that is not occupied is called free. The last line
@@ -90,7 +91,7 @@ class Plan:
         return list(range(self.num_sweeps))[:: self.key_every][self.score_every // 2 :: self.score_every]
 
 
-PLANS = {"waymo": Plan(20, 1, 4), "nuscenes": Plan(40, 5, 2)}
+PLANS = {"waymo": Plan(20, 1, 4), "nuscenes": Plan(120, 5, 6)}
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -223,6 +224,7 @@ def measure(
         "frames": len(sequences) * len(PLANS[preset].scored()),
         "domain_voxels": int(whole.table.sum()),
         **_rounded(figures(whole)),
+        "with_insides": _rounded(figures(whole, with_insides=True)),
         "limits": _rounded(limits(whole)),
         "iou_by_class": _rounded(class_ious(whole)),
         "geometric_iou_by_sequence": by_sequence,

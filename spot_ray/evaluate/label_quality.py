@@ -3,6 +3,9 @@
 Nothing is taken from the label but the label: which voxels count (the *domain*) and what is true in them come from the
 world and its rays. Definitions, over the voxels of the domain:
 
+- The *inside* of a solid or of the earth, where no surface is, leaves the domain: rays came there at another time, or
+  through the leaves of a crown, but neither free nor occupied by a surface is true of it. `with_insides` counts it as
+  free all the same.
 - A label calls a voxel free, occupied (by a class, or without one) or unobserved. *Unobserved is an error*: where the
   truth is occupied it counts as a miss, where the truth is free it counts as falsely occupied.
 - *Geometric IoU*: TP / (TP + FP + FN), of any class.
@@ -127,9 +130,14 @@ def count_frame(
     return LabelCounts(table, tuple(class_names), ground)
 
 
-def figures(counts: LabelCounts) -> dict[str, float | None]:
-    """Return the figures; None where there is nothing to divide by. See the module for their definitions."""
-    all_voxels = _folded(counts).sum(axis=0)
+def figures(counts: LabelCounts, *, with_insides: bool = False) -> dict[str, float | None]:
+    """Return the figures; None where there is nothing to divide by. See the module for their definitions.
+
+    Args:
+        counts: The counts.
+        with_insides: Whether the insides of solids count, as free.
+    """
+    all_voxels = _folded(counts, with_insides=with_insides).sum(axis=0)
     ground = np.flatnonzero(counts.ground)
     objects = all_voxels.copy()
     objects[ground] = 0
@@ -243,12 +251,12 @@ def _bands(counts: LabelCounts, axis: int, names: Sequence[str]) -> dict[str, An
     return result
 
 
-def _folded(counts: LabelCounts) -> npt.NDArray[np.int64]:
-    """Return the (hit 2, N + 1, N + 3) counts with all kinds of free in row 0."""
+def _folded(counts: LabelCounts, *, with_insides: bool = False) -> npt.NDArray[np.int64]:
+    """Return the (hit 2, N + 1, N + 3) counts with all kinds of free in row 0; the insides only if wanted."""
     table = counts.table.sum(axis=(1, 2))
     n = len(counts.class_names)
     folded: npt.NDArray[np.int64] = table[:, : n + 1].copy()
-    folded[:, EMPTY] += table[:, n + 1 :].sum(axis=1)
+    folded[:, EMPTY] += table[:, n + 1 : n + 3 if with_insides else n + 2].sum(axis=1)
     return folded
 
 

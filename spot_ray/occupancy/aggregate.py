@@ -47,8 +47,8 @@ def split_points(
 ) -> PointParts:
     """Tell the points of objects from the rest.
 
-    A point in an enlarged box belongs to its object, unless the source labels it as ground: the ground does not drive
-    along with a car. A box is not enlarged downwards, since unlabelled ground lies there. What lies in the
+    A point in an enlarged box belongs to its object, unless it is ground by the source's label or by geometry: the
+    ground does not drive along with a car. A box is not enlarged downwards, since unlabelled ground lies there. What lies in the
     vehicle's own body and has no class and no box is a return from it.
 
     Args:
@@ -68,17 +68,19 @@ def split_points(
     if sweep.point_source_class is not None:
         label = lookup[sweep.point_source_class]
     box = _in_enlarged(sweep.xyz, objects.boxes, box_margin_m)
-    box[ground[label]] = -1
+    by_geometry = np.zeros(len(sweep), dtype=bool)
+    if (label == IGNORE).any():
+        near = np.hypot(sweep.xyz[:, 0], sweep.xyz[:, 1]) < ground_reach_m
+        by_geometry = ground_mask(sweep.xyz) & near & (label == IGNORE)
+    # At the bottom of a box geometry cannot tell tyres from the road that they stand on: such points are of neither.
+    between = by_geometry & (box >= 0)
+    box[ground[label] | between] = -1
     from_box = (box >= 0) & (label == IGNORE)
     label[from_box] = objects.label[box[from_box]]
     low, high = np.array(ego_body_m[:3]), np.array(ego_body_m[3:])
     on_ego = np.all((sweep.xyz >= low) & (sweep.xyz <= high), axis=1) & (label == IGNORE) & (box < 0)
-    is_ground = ground[label]
-    unlabelled = (label == IGNORE) & (box < 0) & ~on_ego
-    if unlabelled.any():
-        near = np.hypot(sweep.xyz[:, 0], sweep.xyz[:, 1]) < ground_reach_m
-        is_ground |= ground_mask(sweep.xyz) & unlabelled & near
-    doubtful = (_in_enlarged(sweep.xyz, guessed, MARGIN_M) >= 0) & (box < 0) & ~is_ground
+    is_ground = ground[label] | (by_geometry & ~on_ego & ~between)
+    doubtful = between | ((_in_enlarged(sweep.xyz, guessed, MARGIN_M) >= 0) & (box < 0) & ~is_ground)
     return PointParts(label, box, on_ego, doubtful, is_ground)
 
 

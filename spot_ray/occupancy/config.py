@@ -31,6 +31,7 @@ class LabelConfig:
         least_area: A voxel is occupied if it holds at least so much surface, as a part of a voxel's face.
         ground_reach_m: How far from measured ground the ground is interpolated, metres; farther than half a metre only
             where a ray passed.
+        mirror_objects: Whether objects get the other side that no ray reached, mirrored; it needs `fill_holes`.
         space_cell_m: Edge of the cells of the sequence's own grid, in which all sweeps' rays are cast once, metres.
         ego_body_m: Box around the vehicle itself: x, y, z lower, then upper corner, ego frame, metres. Points in it
             that have no class and lie in no box are returns from its own body: they would leave a trail along its path.
@@ -51,7 +52,8 @@ class LabelConfig:
     box_margin_m: float = 0.1
     moving_m: float = 0.5
     least_area: float = 0.05
-    ground_reach_m: float = 6.0
+    ground_reach_m: float = 12.0
+    mirror_objects: bool = True
     space_cell_m: float = 0.2
     ego_body_m: tuple[float, float, float, float, float, float] = (-2.5, -1.2, -0.5, 4.0, 1.2, 2.2)
     aggregate: bool = True

@@ -23,7 +23,7 @@ from spot_ray.occupancy.config import LabelConfig
 from spot_ray.occupancy.ground_map import GroundMap, build_ground_map
 from spot_ray.occupancy.propagate import propagate_labels
 from spot_ray.occupancy.reader import FrameInfo
-from spot_ray.occupancy.surfaces import Patches, fill_surfaces
+from spot_ray.occupancy.surfaces import Patches, fill_surfaces, mirrored
 from spot_ray.occupancy.tracks import FrameObjects
 from spot_ray.occupancy.visibility import PassedSpace
 from spot_ray.schema.sweep import Sweep
@@ -174,6 +174,8 @@ def join(
         ground = all_ground.where(~(np.abs(ground_map.over_ground(all_ground.xyz)) <= _OFF_GROUND_M))
         patches = fill_surfaces(standing)
         object_patches = {t: fill_surfaces(cloud) for t, cloud in objects.items()}
+        if config.mirror_objects:
+            object_patches = {t: filled.joined(mirrored(objects[t])) for t, filled in object_patches.items()}
     return Window(
         ground=ground,
         ground_map=ground_map,

@@ -51,6 +51,18 @@ class Patches:
         """Return no points."""
         return cls(np.zeros((0, 3), np.float32), np.zeros(0, np.uint8))
 
+    def joined(self, other: Patches) -> Patches:
+        """Return these points and others."""
+        return Patches(np.concatenate([self.xyz, other.xyz]), np.concatenate([self.label, other.label]))
+
+
+def mirrored(cloud: Cloud) -> Patches:
+    """Return the other side of an object whose points are given in the frame of its box: y to -y.
+
+    Vehicles, cyclists and people are much alike on both sides, and a LiDAR mostly sees one.
+    """
+    return Patches(cloud.xyz * np.array([1, -1, 1], np.float32), cloud.label)
+
 
 def fill_surfaces(cloud: Cloud) -> Patches:
     """Fill the gaps of a cloud's surfaces.

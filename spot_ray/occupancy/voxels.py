@@ -13,6 +13,13 @@ from spot_ray.geometry.grid import VoxelGrid
 from spot_ray.schema.taxonomy import IGNORE
 
 
+_CLASS_SHARE = 0.1
+"""Part of a voxel's face that a class needs to have a voxel which others have more of."""
+
+_ROUNDS = 3
+"""How many voxels far a voxel whose points have no class asks for one."""
+
+
 @dataclass(frozen=True, eq=False)
 class Surface:
     """Points, each of which stands for as much surface as one cell of the aggregated cloud has.
@@ -59,9 +66,10 @@ def decide(
     voxels around: where points are dense, a single one is a sliver of a surface that lies next door; where they are
     sparse, it is all that is known.
 
-    Of the classes with enough surface a foreground class goes before others (the rare one, and the one that a planner
-    must not miss), these before ground, and that before none; of alike ones the one with the most surface, then the
-    lower id. A voxel whose points all lack a class is occupied without one.
+    Of the classes with a tenth of a face a foreground class goes before others (the one that a planner must not miss),
+    these before ground, and that before none; of alike ones the rarer in the frame: a sign would else be lost to the
+    pole that it hangs on. A class with less surface only has a voxel that no other has more of. Where no point has a
+    class, that of most of the voxels around is taken that is not ground; else the voxel is occupied without one.
 
     Args:
         surfaces: What stands for surface; points outside the grid do not count.
@@ -102,7 +110,9 @@ def decide(
     if ground is not None and len(index):
         rows = np.flatnonzero(ground.area[index] > 0)
         votes[rows, column[ground.label[index[rows]]]] += ground.area[index[rows]] * np.float32(full)
-    semantic = _classes(votes, used.astype(np.uint8), foreground, ground_classes, least * full)
+    semantic = _classes(votes, used.astype(np.uint8), foreground, ground_classes, _CLASS_SHARE * full)
+    for _ in range(_ROUNDS):
+        _ask_around(semantic, index, slot, np.array(grid.shape), ground_classes)
     has_points = (measured[index >> 3] >> (index & 7) & 1).astype(bool)
     return index, semantic, has_points
 
@@ -187,22 +197,57 @@ def _classes(
 ) -> npt.NDArray[np.uint8]:
     """Return the class of each row of votes; the columns are ascending classes."""
     result = np.full(len(votes), IGNORE, np.uint8)
+    total = np.zeros(len(label))
     for r in range(len(votes)):
-        best_rank, best = -1, np.float32(0)
         for c in range(len(label)):
-            v = votes[r, c]
+            total[c] += votes[r, c]
+    for r in range(len(votes)):
+        # Compared in this order: enough surface, the kind of class, and then how rare it is or how much it has.
+        best = (False, -1, 0.0)
+        for c in range(len(label)):
+            v = float(votes[r, c])
             if v == 0:
                 continue
-            rank = 0
+            kind = 0
             if ground[label[c]]:
-                rank = 1
+                kind = 1
             elif foreground[label[c]]:
-                rank = 3
+                kind = 3
             elif label[c] != IGNORE:
-                rank = 2
-            if v < enough:
-                rank -= 4
-            if rank > best_rank or best == 0 or (rank == best_rank and v > best):
-                best_rank, best = rank, v
+                kind = 2
+            is_enough = v >= enough
+            key = (is_enough, kind if is_enough or label[c] == IGNORE else 1, 1.0 / total[c] if is_enough else v)
+            if best[1] < 0 or key > best:
+                best = key
                 result[r] = label[c]
     return result
+
+
+@numba.njit(cache=True, nogil=True)
+def _ask_around(
+    semantic: npt.NDArray[np.uint8],
+    index: npt.NDArray[np.int32],
+    slot: npt.NDArray[np.int32],
+    shape: npt.NDArray[np.int64],
+    ground: npt.NDArray[np.bool_],
+) -> None:
+    """Give voxels without a class, in place, the most frequent one of the 26 around them that is not ground."""
+    rows = np.flatnonzero(semantic == IGNORE)
+    found = np.full(len(rows), IGNORE, np.uint8)
+    votes = np.zeros(256, np.int32)
+    for n in range(len(rows)):
+        votes[:] = 0
+        place = index[rows[n]]
+        i, j, k = place // (shape[1] * shape[2]), place // shape[2] % shape[1], place % shape[2]
+        best = 0
+        for a in range(max(i - 1, 0), min(i + 2, shape[0])):
+            for b in range(max(j - 1, 0), min(j + 2, shape[1])):
+                for c in range(max(k - 1, 0), min(k + 2, shape[2])):
+                    other = slot[(a * shape[1] + b) * shape[2] + c]
+                    if other >= 0 and semantic[other] != IGNORE and not ground[semantic[other]]:
+                        label = semantic[other]
+                        votes[label] += 1
+                        if votes[label] > best or (votes[label] == best and label < found[n]):
+                            best = votes[label]
+                            found[n] = label
+    semantic[rows] = found

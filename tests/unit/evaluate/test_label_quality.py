@@ -82,6 +82,15 @@ def test_only_the_domain_counts_and_a_class_that_the_truth_lacks_has_no_iou() ->
     assert set(limits(nothing).values()) == {None}
 
 
+def test_the_inside_of_a_solid_counts_only_if_wanted() -> None:
+    # Right, falsely occupied, and inside a solid: called occupied, unobserved, free.
+    found = count([CAR, TREE, TREE, UNOBSERVED, 0], [CAR, 0, 0, 0, 0], kind=[0, 0, 2, 2, 2])
+    assert figures(found)["geometric_iou"] == pytest.approx(1 / 2)
+    assert figures(found)["unobserved_share"] == 0.0
+    assert figures(found, with_insides=True)["geometric_iou"] == pytest.approx(1 / 4)
+    assert figures(found, with_insides=True)["unobserved_share"] == pytest.approx(1 / 5)
+
+
 def test_counts_of_frames_add_up() -> None:
     one, two = ([CAR, 0, TREE], [CAR, CAR, 0]), ([ROAD, UNOBSERVED, 0], [ROAD, 0, 0])
     whole = count([*one[0], *two[0]], [*one[1], *two[1]])
