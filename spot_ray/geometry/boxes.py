@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import numba
 import numpy as np
 import numpy.typing as npt
 
 from spot_ray.geometry import se3
+
+_BUCKET_M = 2.0
+"""Edge of the square buckets of the ground plane in which boxes are looked up."""
+_MOST_BUCKETS = 256
+"""Along a side; where boxes lie too far apart, buckets are wider."""
 
 
 def transform_boxes(dst_SE3_src: npt.ArrayLike, boxes: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
@@ -32,25 +38,72 @@ def points_in_boxes(
     Returns:
         (N,) int32 index of the box; where several hold a point, the smallest in volume; -1 in none.
     """
-    owner = np.full(len(xyz), -1, dtype=np.int32)
-    x = np.asarray(xyz[:, 0], dtype=np.float64)
-    order = np.argsort(x, kind="stable")
-    x_sorted = x[order]
-    for m in np.argsort(-boxes[:, 3:6].prod(axis=1), kind="stable"):
-        cx, cy, cz, dx, dy, dz, yaw = boxes[m].astype(np.float64)
-        half = np.array([dx, dy, dz]) / 2 + margin_m
-        reach = float(np.hypot(half[0], half[1]))
-        first, last = np.searchsorted(x_sorted, [cx - reach, cx + reach])
-        near = order[first:last]
-        local = xyz[near].astype(np.float64) - (cx, cy, cz)
-        c, s = np.cos(yaw), np.sin(yaw)
-        inside = (
-            (np.abs(local[:, 0] * c + local[:, 1] * s) <= half[0])
-            & (np.abs(local[:, 1] * c - local[:, 0] * s) <= half[1])
-            & (np.abs(local[:, 2]) <= half[2])
-        )
-        owner[near[inside]] = m
-    return owner
+    if not len(boxes) or not len(xyz):
+        return np.full(len(xyz), -1, dtype=np.int32)
+    # From the smallest to the largest; of equal ones the last, as if each overwrote those before it.
+    order = np.argsort(-boxes[:, 3:6].prod(axis=1), kind="stable")[::-1]
+    ordered = boxes[order].astype(np.float64)
+    half = ordered[:, 3:6] / 2 + margin_m
+    reach = np.hypot(half[:, 0], half[:, 1])
+    low = ordered[:, :2].min(axis=0) - reach.max()
+    extent = ordered[:, :2].max(axis=0) + reach.max() - low
+    edge = max(_BUCKET_M, float(extent.max()) / _MOST_BUCKETS)
+    turned = np.stack([np.cos(ordered[:, 6]), np.sin(ordered[:, 6]), reach], axis=1)
+    found = _first_box(xyz, np.ascontiguousarray(ordered[:, :3]), half, turned, low, extent, edge)
+    return np.append(order, -1)[found].astype(np.int32)
+
+
+@numba.njit(cache=True, nogil=True)
+def _first_box(
+    xyz: npt.NDArray[np.floating],
+    centre: npt.NDArray[np.float64],
+    half: npt.NDArray[np.float64],
+    turned: npt.NDArray[np.float64],
+    low: npt.NDArray[np.float64],
+    extent: npt.NDArray[np.float64],
+    edge: float,
+) -> npt.NDArray[np.int64]:
+    """Return the first box that holds each point, -1 in none; `turned` is cosine, sine and reach of each box.
+
+    Square buckets of the ground plane list the boxes that reach into them.
+    """
+    nx, ny = int(extent[0] / edge) + 1, int(extent[1] / edge) + 1
+    start = np.zeros(nx * ny + 1, np.int32)
+    member = np.empty(0, np.int32)
+    for fill in (False, True):
+        if fill:
+            for bucket in range(nx * ny):
+                start[bucket + 1] += start[bucket]
+            member = np.empty(start[-1], np.int32)
+        end = start[:-1].copy()
+        for m in range(len(centre)):
+            x, y, reach = centre[m, 0] - low[0], centre[m, 1] - low[1], turned[m, 2]
+            for i in range(max(int((x - reach) / edge), 0), min(int((x + reach) / edge) + 1, nx)):
+                for j in range(max(int((y - reach) / edge), 0), min(int((y + reach) / edge) + 1, ny)):
+                    if fill:
+                        member[end[i * ny + j]] = m
+                        end[i * ny + j] += 1
+                    else:
+                        start[i * ny + j + 1] += 1
+    result = np.full(len(xyz), -1, np.int64)
+    for n in range(len(xyz)):
+        x, y, z = float(xyz[n, 0]), float(xyz[n, 1]), float(xyz[n, 2])
+        # Asked so that what is not a number lies in no box.
+        if not (0.0 <= x - low[0] <= extent[0] and 0.0 <= y - low[1] <= extent[1]):
+            continue
+        bucket = min(int((x - low[0]) / edge), nx - 1) * ny + min(int((y - low[1]) / edge), ny - 1)
+        for e in range(start[bucket], start[bucket + 1]):
+            m = member[e]
+            dx, dy = x - centre[m, 0], y - centre[m, 1]
+            c, s = turned[m, 0], turned[m, 1]
+            if (
+                abs(dx * c + dy * s) <= half[m, 0]
+                and abs(dy * c - dx * s) <= half[m, 1]
+                and abs(z - centre[m, 2]) <= half[m, 2]
+            ):
+                result[n] = m
+                break
+    return result
 
 
 def to_box_frame(xyz: npt.NDArray[np.floating], box: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:

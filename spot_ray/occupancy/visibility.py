@@ -21,6 +21,12 @@ from spot_ray.schema.sweep import Sweep
 _MOST_CELLS = 1 << 35
 """4 GiB of bits."""
 
+_BLOCK = 8
+"""Cells along the edge of a block; where a block holds no passed cell, none of its cells is looked up."""
+
+_VOXELS = 4
+"""Voxels along the edge of the parts of a frame's grid whose blocks are looked up together."""
+
 _MARGIN = 0.07
 """A voxel's outermost samples lie so far from its faces, as a part of its edge."""
 
@@ -108,17 +114,46 @@ class PassedSpace:
             (int(shape[0]), int(shape[1]), int(shape[2])),
         )
         self.bits = np.zeros((self.grid.num_voxels + 7) // 8, dtype=np.uint8)
+        self._blocks: npt.NDArray[np.bool_] | None = None
 
     def add(
         self, xyz: npt.NDArray[np.floating], origins: npt.NDArray[np.float64], seq_SE3_ego: npt.NDArray[np.float64]
     ) -> None:
         """Cast the rays of a sweep: (N, 3) ends and origins in its ego frame."""
+        self._blocks = None
         mark_passed(
             self.bits,
             se3.transform_points(seq_SE3_ego, origins),
             se3.transform_points(seq_SE3_ego, xyz.astype(np.float64)),
             self.grid,
         )
+
+    def blocks(self) -> npt.NDArray[np.bool_]:
+        """Return which blocks of `_BLOCK`³ cells hold a cell that a ray passed: three-dimensional, from the corner."""
+        if self._blocks is None:
+            self._blocks = _with_any(self.bits, np.array(self.grid.shape, dtype=np.int64))
+        return self._blocks
+
+
+@numba.njit(cache=True, nogil=True)
+def _with_any(bits: npt.NDArray[np.uint8], shape: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+    """Tell which blocks of cells have a bit set."""
+    blocks = (shape + _BLOCK - 1) // _BLOCK
+    result = np.zeros((blocks[0], blocks[1], blocks[2]), np.bool_)
+    for i in range(shape[0]):
+        for j in range(shape[1]):
+            row = (i * shape[1] + j) * shape[2]
+            for k in range(blocks[2]):
+                first = row + k * _BLOCK
+                last = min(first + _BLOCK, row + shape[2]) - 1
+                low, high = first >> 3, last >> 3
+                if low == high:
+                    found = (bits[low] >> (first & 7)) & ((2 << (last - first)) - 1)
+                else:
+                    found = (bits[low] >> (first & 7)) | (bits[high] & ((2 << (last & 7)) - 1))
+                if found:
+                    result[i // _BLOCK, j // _BLOCK, k] = True
+    return result
 
 
 def passed_by_sequence(
@@ -146,66 +181,93 @@ def passed_by_sequence(
     offset = (corner - spaces[0].grid.lower_m) / cell_m + (spaces[0].first - first)
     return _any_passed(
         tuple(space.bits for space in spaces),
+        tuple(space.blocks() for space in spaces),
         np.array([space.first - first for space in spaces]),
         np.array([space.grid.shape for space in spaces], dtype=np.int64),
         np.ascontiguousarray(matrix),
         offset,
         np.array(grid.shape, dtype=np.int64),
-        samples,
+        _samples(samples, matrix),
     )
+
+
+def _samples(number: npt.NDArray[np.int64], matrix: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return the (S, 3) offsets of a voxel's samples from its lower corner, in cells.
+
+    The middle ones come first, since they are most often passed.
+    """
+    at = [_MARGIN + (1 - 2 * _MARGIN) * np.arange(n) / (n - 1) for n in number.tolist()]
+    inside = np.stack(np.meshgrid(*at, indexing="ij"), axis=-1).reshape(-1, 3)
+    middle = np.abs(inside - 0.5).sum(axis=1)
+    return np.ascontiguousarray((inside @ matrix.T)[np.argsort(middle, kind="stable")])
 
 
 @numba.njit(cache=True, nogil=True)
 def _any_passed(
     bits: tuple[npt.NDArray[np.uint8], ...],
+    blocks: tuple[npt.NDArray[np.bool_], ...],
     first: npt.NDArray[np.int64],
     space_shape: npt.NDArray[np.int64],
     matrix: npt.NDArray[np.float64],
     offset: npt.NDArray[np.float64],
     shape: npt.NDArray[np.int64],
-    samples: npt.NDArray[np.int64],
+    samples: npt.NDArray[np.float64],
 ) -> npt.NDArray[np.bool_]:
     """Tell for each voxel whether any of its samples lies in a cell whose bit is set in any part."""
     result = np.zeros(shape[0] * shape[1] * shape[2], dtype=np.bool_)
-    # The samples' offsets from a voxel's lower corner, in cells; the middle ones first, since they are most often set.
-    count = samples[0] * samples[1] * samples[2]
-    inner = np.empty((count, 3))
-    middle = np.empty(count)
-    for s in range(count):
-        place = (s // (samples[1] * samples[2]), (s // samples[2]) % samples[1], s % samples[2])
-        middle[s] = 0.0
-        for r in range(3):
-            inner[s, r] = 0.0
-        for axis in range(3):
-            at = _MARGIN + (1 - 2 * _MARGIN) * place[axis] / (samples[axis] - 1)
-            middle[s] += abs(at - 0.5)
-            for r in range(3):
-                inner[s, r] += matrix[r, axis] * at
-    inner = inner[np.argsort(middle)]
-    n = 0
-    for ix in range(shape[0]):
-        for iy in range(shape[1]):
-            for iz in range(shape[2]):
-                x = matrix[0, 0] * ix + matrix[0, 1] * iy + matrix[0, 2] * iz + offset[0]
-                y = matrix[1, 0] * ix + matrix[1, 1] * iy + matrix[1, 2] * iz + offset[1]
-                z = matrix[2, 0] * ix + matrix[2, 1] * iy + matrix[2, 2] * iz + offset[2]
-                found = False
-                for s in range(count):
-                    a = math.floor(x + inner[s, 0])
-                    b = math.floor(y + inner[s, 1])
-                    c = math.floor(z + inner[s, 2])
-                    for p in range(len(bits)):
-                        i, j, k = a - first[p, 0], b - first[p, 1], c - first[p, 2]
-                        if 0 <= i < space_shape[p, 0] and 0 <= j < space_shape[p, 1] and 0 <= k < space_shape[p, 2]:
-                            linear = (i * space_shape[p, 1] + j) * space_shape[p, 2] + k
-                            if (bits[p][linear >> 3] >> (linear & 7)) & 1:
-                                found = True
-                                break
-                    if found:
-                        break
-                result[n] = found
-                n += 1
+    near = np.zeros(len(bits), np.bool_)
+    low, high = np.empty(3, np.int64), np.empty(3, np.int64)
+    for first_x in range(0, shape[0], _VOXELS):
+        for first_y in range(0, shape[1], _VOXELS):
+            for first_z in range(0, shape[2], _VOXELS):
+                for r in range(3):
+                    at = matrix[r, 0] * first_x + matrix[r, 1] * first_y + matrix[r, 2] * first_z + offset[r]
+                    least, most = at, at
+                    for axis in range(3):
+                        least += min(matrix[r, axis] * _VOXELS, 0.0)
+                        most += max(matrix[r, axis] * _VOXELS, 0.0)
+                    low[r], high[r] = math.floor(least), math.floor(most)
+                any_near = False
+                for p in range(len(bits)):
+                    near[p] = _any_block(blocks[p], low - first[p], high - first[p])
+                    any_near |= near[p]
+                if not any_near:
+                    continue
+                for ix in range(first_x, min(first_x + _VOXELS, shape[0])):
+                    for iy in range(first_y, min(first_y + _VOXELS, shape[1])):
+                        for iz in range(first_z, min(first_z + _VOXELS, shape[2])):
+                            x = matrix[0, 0] * ix + matrix[0, 1] * iy + matrix[0, 2] * iz + offset[0]
+                            y = matrix[1, 0] * ix + matrix[1, 1] * iy + matrix[1, 2] * iz + offset[1]
+                            z = matrix[2, 0] * ix + matrix[2, 1] * iy + matrix[2, 2] * iz + offset[2]
+                            n = (ix * shape[1] + iy) * shape[2] + iz
+                            result[n] = _any_sample(bits, near, first, space_shape, x, y, z, samples)
     return result
+
+
+@numba.njit(cache=True, nogil=True)
+def _any_block(blocks, low, high):  # type: ignore[no-untyped-def]
+    """Tell whether a block is set that holds any of the cells from `low` to `high`."""
+    for i in range(max(low[0] // _BLOCK, 0), min(high[0] // _BLOCK + 1, blocks.shape[0])):
+        for j in range(max(low[1] // _BLOCK, 0), min(high[1] // _BLOCK + 1, blocks.shape[1])):
+            for k in range(max(low[2] // _BLOCK, 0), min(high[2] // _BLOCK + 1, blocks.shape[2])):
+                if blocks[i, j, k]:
+                    return True
+    return False
+
+
+@numba.njit(cache=True, nogil=True)
+def _any_sample(bits, near, first, space_shape, x, y, z, samples):  # type: ignore[no-untyped-def]
+    """Tell whether a sample of the voxel whose corner lies at (x, y, z) lies in a cell whose bit is set."""
+    for s in range(len(samples)):
+        a, b, c = math.floor(x + samples[s, 0]), math.floor(y + samples[s, 1]), math.floor(z + samples[s, 2])
+        for p in range(len(bits)):
+            if near[p]:
+                i, j, k = a - first[p, 0], b - first[p, 1], c - first[p, 2]
+                if 0 <= i < space_shape[p, 0] and 0 <= j < space_shape[p, 1] and 0 <= k < space_shape[p, 2]:
+                    linear = (i * space_shape[p, 1] + j) * space_shape[p, 2] + k
+                    if (bits[p][linear >> 3] >> (linear & 7)) & 1:
+                        return True
+    return False
 
 
 def voxels_in_boxes(boxes: npt.NDArray[np.floating], grid: VoxelGrid, *, margin_m: float) -> npt.NDArray[np.int32]:

@@ -54,3 +54,20 @@ def test_wrap_angle_maps_into_one_turn():
     np.testing.assert_allclose(
         wrap_angle(np.array([0, np.pi, 3 * np.pi, -np.pi, 7.0])), [0, -np.pi, -np.pi, -np.pi, 7 - 2 * np.pi]
     )
+
+
+def test_of_many_boxes_over_each_other_the_smallest_owns_a_point_the_last_of_equal_ones():
+    rng = np.random.default_rng(1)
+    boxes = np.concatenate(
+        [rng.normal(size=(60, 3)) * (600, 8, 1), rng.uniform(2, 9, (60, 3)), rng.uniform(-4, 4, (60, 1))], axis=1
+    )
+    boxes[:, 0] = np.where(rng.random(60) < 0.5, boxes[:, 0] / 60, boxes[:, 0])
+    boxes[10:20, 3:6] = boxes[10, 3:6]
+    boxes[5] = boxes[15]
+    xyz = np.concatenate([boxes[rng.integers(0, 60, 500), :3] + rng.normal(size=(500, 3)), [[1e6, 0, 0]]])
+    expected = np.full(len(xyz), -1)
+    for m in np.argsort(-boxes[:, 3:6].prod(axis=1), kind="stable"):
+        local = to_box_frame(xyz, boxes[m])
+        expected[np.all(np.abs(local) <= boxes[m, 3:6] / 2 + 0.2, axis=1)] = m
+    np.testing.assert_array_equal(points_in_boxes(xyz, boxes, margin_m=0.2), expected)
+    assert len(np.unique(expected)) > 30

@@ -170,3 +170,15 @@ def test_rays_start_at_the_lidar_of_their_own_id():
     np.testing.assert_array_equal(ray_origins(replace(sweep, lidar_id=None), info), [[2, 0, 1]] * 3)
     with pytest.raises(DataError, match="no LiDAR 1"):
         ray_origins(replace(sweep, lidar_id=np.array([9, 1, 9], np.uint8)), info)
+
+
+def test_blocks_are_those_with_a_passed_cell():
+    space = PassedSpace(VoxelGrid((0.0, 0.0, 0.0), (0.2, 0.2, 0.2), (21, 10, 13)), [np.eye(4)], 0.2)
+    assert not space.blocks().any()
+    rng = np.random.default_rng(0)
+    space.add(rng.uniform(0, 4, (6, 3)), rng.uniform(0, 4, (6, 3)), np.eye(4))
+    bits = unpack_bits(space.bits, (space.grid.num_voxels,)).reshape(space.grid.shape)
+    expected = np.zeros(-(-np.array(bits.shape) // 8), dtype=bool)
+    expected[tuple(np.argwhere(bits).T // 8)] = True
+    np.testing.assert_array_equal(space.blocks(), expected)
+    assert 0 < expected.sum() < expected.size
