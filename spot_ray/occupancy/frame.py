@@ -56,12 +56,17 @@ class ClassTables:
         foreground: (256,) bool; False for 255.
         ground: (256,) bool; False for 255.
         fallback: The class of what is occupied and has none: 255 or, where points are labelled, a general object.
+        unlabelled_ground: The class of ground that has none: 255 or, where the label set has one class for all ground,
+            any ground class, since it was told by its shape.
+        ask_around: Whether a voxel without a class gets one from the voxels around it: where points are labelled.
         to_set: (256,) uint8, from the dataset's classes to those of the label set.
     """
 
     foreground: npt.NDArray[np.bool_]
     ground: npt.NDArray[np.bool_]
     fallback: int
+    unlabelled_ground: int
+    ask_around: bool
     to_set: npt.NDArray[np.uint8]
 
 
@@ -74,10 +79,15 @@ def class_tables(taxonomy: Taxonomy, config: LabelConfig, *, has_points: bool) -
         has_points: Whether points are labelled; then what has no class and no neighbour with one is a general object.
     """
     _, to_set = label_classes(taxonomy, "all" if config.classes == "auto" else config.classes)
+    foreground, ground = _by_class(taxonomy, "foreground"), _by_class(taxonomy, "ground")
+    ground_ids = np.flatnonzero(ground & ~foreground)
+    has_one_ground = config.classes == "foreground" and len(ground_ids) > 0
     return ClassTables(
-        foreground=_by_class(taxonomy, "foreground"),
-        ground=_by_class(taxonomy, "ground"),
+        foreground=foreground,
+        ground=ground,
         fallback=fallback_class(taxonomy) if has_points else IGNORE,
+        unlabelled_ground=int(ground_ids[0]) if has_one_ground else IGNORE,
+        ask_around=has_points,
         to_set=to_set,
     )
 
@@ -117,6 +127,7 @@ def label_frame(frame: Frame, window: Window, classes: ClassTables, config: Labe
     ground = None
     if window.ground_map is not None:
         total, near, ground_label = ground_area(window.ground_map, frame.seq_SE3_ego, grid, near_m=_NEAR_M)
+        ground_label[ground_label == IGNORE] = classes.unlabelled_ground
         ground = GroundShare((np.where(passed, total, near) / SAMPLES**2).astype(np.float32), ground_label)
     index, semantic, has_points = decide(
         surfaces,
@@ -126,6 +137,7 @@ def label_frame(frame: Frame, window: Window, classes: ClassTables, config: Labe
         least=config.least_area,
         foreground=classes.foreground,
         ground_classes=classes.ground,
+        ask_around=classes.ask_around,
     )
     voxel, inside = grid.voxel_of(frame.sweep.xyz[~frame.part.on_ego])
     by_frame[grid.linear(voxel[inside])] = True
@@ -178,9 +190,10 @@ def _surfaces(
     pose = frame.seq_SE3_ego
     ego_SE3_seq = se3.invert(pose)
     surfaces = []
-    for cloud in (window.standing, window.ground):
+    for cloud, unlabelled in ((window.standing, IGNORE), (window.ground, classes.unlabelled_ground)):
         rows = _slab(cloud, pose, config.grid)
-        surfaces.append(Surface(cloud.xyz[rows], cloud.label[rows], ego_SE3_seq, measured=True))
+        cloud_label = np.where(cloud.label[rows] == IGNORE, np.uint8(unlabelled), cloud.label[rows])
+        surfaces.append(Surface(cloud.xyz[rows], cloud_label, ego_SE3_seq, measured=True))
     surfaces.append(Surface(window.patches.xyz, window.patches.label, ego_SE3_seq, measured=False))
     for box, track, label in zip(
         frame.objects.boxes, frame.objects.track.tolist(), frame.objects.label.tolist(), strict=True

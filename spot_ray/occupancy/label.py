@@ -201,18 +201,21 @@ class _Labelling:
         joined: tuple[list[int], Window] | None = None
         for s, segment in enumerate(segments):
             around = [t for t in (s - 1, s, s + 1) if 0 <= t < len(segments)]
+            # What is not needed any more goes before more is built.
+            built.pop(s - 2, None)
+            if joined is not None and joined[0] != around:
+                joined = None
             for t in around:
                 if t not in built:
                     built[t] = self._build(segments[t])
             if not self._is_key[segment.start : segment.stop].any():
                 continue
-            if joined is None or joined[0] != around:
-                parts = [built[t] for t in around]
-                joined = around, join(parts, self._classes.foreground, self._classes.ground, self._config)
+            if joined is None:
+                classes = self._classes
+                joined = around, join([built[t] for t in around], classes.foreground, classes.ground, self._config)
             for i in segment:
                 if self._is_key[i]:
                     yield self._label(i, joined[1])
-            built.pop(s - 1, None)
 
     def _build(self, segment: range) -> Segment:
         """Read the sweeps of a segment and add them up."""

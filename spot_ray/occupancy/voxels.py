@@ -13,7 +13,7 @@ from spot_ray.geometry.grid import VoxelGrid
 from spot_ray.schema.taxonomy import IGNORE
 
 
-_CLASS_SHARE = 0.1
+_CLASS_SHARE = 0.05
 """Part of a voxel's face that a class needs to have a voxel which others have more of."""
 
 _ROUNDS = 3
@@ -59,6 +59,7 @@ def decide(
     least: float,
     foreground: npt.NDArray[np.bool_],
     ground_classes: npt.NDArray[np.bool_],
+    ask_around: bool,
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
     """Find the voxels that hold enough surface, and the class of each.
 
@@ -79,6 +80,8 @@ def decide(
         least: The least surface, as a part of a voxel's face.
         foreground: (256,) bool by class; False for 255.
         ground_classes: (256,) bool by class; False for 255.
+        ask_around: Whether a voxel without a class gets one from the voxels around; not where boxes alone tell classes,
+            or all that stands beside a car would be a car.
 
     Returns:
         (M,) int32 linear indices of the occupied voxels, ascending, their (M,) uint8 class, 255 without one, and (M,)
@@ -111,7 +114,7 @@ def decide(
         rows = np.flatnonzero(ground.area[index] > 0)
         votes[rows, column[ground.label[index[rows]]]] += ground.area[index[rows]] * np.float32(full)
     semantic = _classes(votes, used.astype(np.uint8), foreground, ground_classes, _CLASS_SHARE * full)
-    for _ in range(_ROUNDS):
+    for _ in range(_ROUNDS if ask_around else 0):
         _ask_around(semantic, index, slot, np.array(grid.shape), ground_classes)
     has_points = (measured[index >> 3] >> (index & 7) & 1).astype(bool)
     return index, semantic, has_points

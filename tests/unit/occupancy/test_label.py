@@ -3,14 +3,18 @@
 The LiDAR sits at the ego origin, 1.05 m up, so that rays at its height run inside one row of voxels.
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from spot_ray.errors import ConfigError, DataError
 from spot_ray.geometry import se3
 from spot_ray.geometry.grid import VoxelGrid, unpack_bits
+from spot_ray.occupancy.classes import label_classes
 from spot_ray.occupancy.config import LabelConfig
-from spot_ray.occupancy.label import label_sequence
+from spot_ray.occupancy.label import label_frames, label_sequence
+from spot_ray.occupancy.reader import SweepList
 from spot_ray.schema.dataset import DatasetInfo
 from spot_ray.schema.sensors import LidarSpec, nominal_mount
 from spot_ray.schema.sweep import Boxes, Sweep
@@ -19,10 +23,12 @@ from spot_ray.schema.taxonomy import PAPER_TAXONOMY
 GRID = VoxelGrid((0.0, -2.0, 0.0), (0.5, 0.5, 0.5), (16, 8, 4))
 LIDAR = LidarSpec("TOP", 0, "spinning", 2, (-10.0, 10.0), ego_SE3_lidar=nominal_mount(1.05))
 INFO = DatasetInfo("hand-made", (LIDAR,), PAPER_TAXONOMY)
-# One ray passes only a part of a voxel: any part shall count here.
-CONFIG = LabelConfig(grid=GRID, space_cell_m=0.25, free_fraction=0.0, ego_body_m=(-1.0, -0.1, 0.0, -0.5, 0.1, 0.1))
+# What is filled between scan lines, and the other sides of objects, have tests of their own.
+CONFIG = LabelConfig(grid=GRID, space_cell_m=0.25, fill_holes=False, ego_body_m=(-1.0, -0.1, 0.0, -0.5, 0.1, 0.1))
 
-VEHICLE, BUILDING, ROAD, VEGETATION = (PAPER_TAXONOMY.id_of(n) for n in ("vehicle", "building", "road", "vegetation"))
+VEHICLE, BUILDING, ROAD, VEGETATION, GENERAL = (
+    PAPER_TAXONOMY.id_of(n) for n in ("vehicle", "building", "road", "vegetation", "general object")
+)
 UNLABELLED = 65535
 
 
@@ -129,13 +135,12 @@ def test_a_moving_object_is_whole_in_every_frame_and_leaves_no_trail():
 
 def test_nor_does_an_object_whose_class_usually_stands():
     places = (2.25, 4.25, 6.25)
-    trolley = PAPER_TAXONOMY.id_of("general object")
     sweeps = [
-        sweep([[x, 0.05, 1.05]], [trolley], frame=i, boxes=[[x, 0, 1, *CAR]], tracks=["trolley"], box_class=trolley)
+        sweep([[x, 0.05, 1.05]], [GENERAL], frame=i, boxes=[[x, 0, 1, *CAR]], tracks=["trolley"], box_class=GENERAL)
         for i, x in enumerate(places)
     ]
     for dense, place in zip(label(*sweeps)[0], places, strict=True):
-        assert GRID.centers(np.flatnonzero(dense == trolley))[:, 0].tolist() == [place]
+        assert GRID.centers(np.flatnonzero(dense == GENERAL))[:, 0].tolist() == [place]
 
 
 def test_rays_of_other_frames_do_not_empty_the_place_where_a_moving_object_is_now():
@@ -190,10 +195,10 @@ def test_an_unlabelled_sweep_gets_its_classes_from_its_neighbours():
         sweep([[4.2, 0.15, 1.25], [7.2, 1.2, 1.2]], [UNLABELLED, UNLABELLED], frame=1),
     )
     assert at(labels[1], 4.2) == BUILDING
-    assert at(labels[1], 7.2, 1.2, 1.2) == 255
+    assert at(labels[1], 7.2, 1.2, 1.2) == GENERAL, "near nothing that is labelled"
     counts = (report.points, report.points_by_source, report.points_by_neighbours, report.points_unclassed)
     assert counts == (4, 2, 1, 1)
-    assert report.voxels_unclassed == 2, "occupied without a class, in both frames"
+    assert report.voxels_unclassed == 2, "without a class of their own, in both frames"
 
 
 def test_unlabelled_points_in_a_box_have_the_class_of_the_box():
@@ -261,11 +266,10 @@ def test_key_frames_are_labelled_and_the_sweeps_between_make_them_denser():
     assert [frame.frame_id for frame in frames] == ["000", "002"]
     assert (report.sweeps, report.frames, report.frames_aggregated) == (3, 2, 2)
     assert (report.points, report.points_by_source) == (2, 2), "points of the frames that are labelled"
-    for labels, occupancy in zip(dense, frames, strict=True):
+    for labels in dense:
         assert at(labels, 3.2) == BUILDING
         assert at(labels, 2.2, 0.8) == 0, "the space that the sweep between passed"
-        unclassed = occupancy.index[occupancy.semantic == 255]
-        assert GRID.linear(GRID.voxel_of(np.array([[3.2, 1.2, 1.05]]))[0])[0] in unclassed
+        assert at(labels, 3.2, 1.2) == GENERAL, "what the sweep between saw"
     alone = label(*(s for s in sweeps if s.keyframe))[0]
     assert at(alone[0], 2.2, 0.8) == 255
 
@@ -347,7 +351,7 @@ def test_a_second_return_was_fired_through_the_first():
 
 
 def test_returns_from_the_vehicle_itself_leave_no_trail():
-    config = LabelConfig(grid=GRID, space_cell_m=0.25, free_fraction=0.0, ego_body_m=(-1.0, -1.0, 0.0, 1.6, 1.0, 2.0))
+    config = replace(CONFIG, ego_body_m=(-1.0, -1.0, 0.0, 1.6, 1.0, 2.0))
     labels, _, report = label(
         sweep([[1.2, 0.05, 0.8], [6.2, 0.05, 1.05]], [UNLABELLED, BUILDING], frame=0),
         sweep([[1.2, 0.05, 0.8], [3.2, 0.05, 1.05]], [UNLABELLED, BUILDING], x=3.0, frame=1),
@@ -387,17 +391,36 @@ def test_rays_start_where_the_lidar_had_driven_to_when_it_fired():
     assert at(labels, 1.2, -0.1) == 0, "fired halfway: from x = 1"
 
 
-def test_every_point_of_a_frame_lies_in_an_occupied_voxel_of_it():
-    # The voxels' faces cut the cells on which points are merged, so that means of points lie across a face from some.
+@pytest.mark.parametrize("fill_holes", [False, True])
+def test_what_a_frame_saw_is_observed_and_occupied_there_or_next_door(fill_holes):
+    # The voxels' faces cut the cells on which points are merged, so that means of points lie across a face from some;
+    # and of a wall that just reaches into a voxel that voxel holds too little.
     grid = VoxelGrid((0.03, -1.97, 0.03), (0.5, 0.5, 0.5), (15, 7, 3))
     rng = np.random.default_rng(0)
     sweeps = [
-        sweep(rng.uniform([2, -1.5, 0.2], [5, 1.4, 1.4], (400, 3)), np.full(400, BUILDING), frame=i) for i in (0, 1)
+        sweep(
+            np.concatenate(
+                [
+                    rng.uniform([2, 1.0, 0.2], [7, 1.04, 1.4], (900, 3)),
+                    rng.uniform([5, -1, 0.2], [5.05, 1, 1.4], (900, 3)),
+                ]
+            ),
+            np.full(1800, BUILDING),
+            frame=i,
+        )
+        for i in (0, 1)
     ]
-    config = LabelConfig(grid=grid, cell_m=0.3, ego_body_m=CONFIG.ego_body_m)
+    config = replace(CONFIG, grid=grid, cell_m=0.1, fill_holes=fill_holes)
     for seen, frame in zip(sweeps, label_sequence(sweeps, info=INFO, config=config)[0], strict=True):
-        assert set(grid.linear(grid.voxel_of(seen.xyz)[0])) <= set(frame.index)
         assert (np.diff(frame.index) > 0).all()
+        ends = grid.voxel_of(seen.xyz)[0]
+        for bits in (frame.observed, frame.observed_by_frame):
+            assert unpack_bits(bits, grid.shape)[tuple(ends.T)].all()
+        occupied = np.zeros([n + 2 for n in grid.shape], bool)
+        occupied[tuple(grid.unravel(frame.index).T + 1)] = True
+        near = np.any([occupied[tuple((ends + step).T)] for step in np.ndindex(3, 3, 3)], axis=0)
+        assert near.all()
+        assert occupied[tuple((ends + 1).T)].mean() > 0.9
 
 
 def test_labels_do_not_depend_on_where_in_the_world_the_log_was_taken():
@@ -420,8 +443,154 @@ def test_labels_do_not_depend_on_where_in_the_world_the_log_was_taken():
 
 
 @pytest.mark.parametrize(
-    "values", [{"cell_m": 0.0}, {"knn_neighbours": 0}, {"box_margin_m": -0.1}, {"free_fraction": 1.5}]
+    "values",
+    [
+        {"cell_m": 0.0},
+        {"knn_neighbours": 0},
+        {"box_margin_m": -0.1},
+        {"least_area": 1.5},
+        {"window_m": 0.0},
+        {"window_s": -1.0},
+    ],
 )
 def test_impossible_settings_are_refused(values):
     with pytest.raises(ConfigError):
         LabelConfig(**values)
+
+
+def town():
+    """Two frames 1 m apart of ground, a wall in scan lines, and a car that drives on; half of it labelled."""
+    rng = np.random.default_rng(5)
+    sweeps = []
+    for i in range(2):
+        ground = rng.uniform([1, -2, 0.02], [7, 2, 0.06], (1500, 3))
+        wall = rng.uniform([6.2, -1.9, 0], [6.25, 1.9, 0], (600, 3)) + np.array([0, 0, 1]) * rng.choice(
+            [0.35, 0.85, 1.35, 1.85], (600, 1)
+        )
+        car = np.array([3.0 + 0.8 * i, 0, 0.6]) + rng.uniform([-0.4, 0.3, -0.3], [0.4, 0.4, 0.3], (200, 3))
+        xyz = np.concatenate([ground - [i, 0, 0], wall - [i, 0, 0], car - [i, 0, 0]])
+        labels = np.repeat([ROAD, BUILDING, VEHICLE], [1500, 600, 200])
+        labels[rng.random(len(xyz)) < 0.5] = UNLABELLED
+        sweeps.append(
+            sweep(xyz, labels, x=i, frame=i, boxes=[[3.0 - 0.2 * i, 0, 0.6, 0.9, 0.9, 0.9, 0.0]], tracks=["a"])
+        )
+    return sweeps
+
+
+FILLED = replace(CONFIG, fill_holes=True)
+
+
+def assert_same_frames(a, b):
+    for x, y in zip(a, b, strict=True):
+        assert (x.sequence_id, x.frame_id) == (y.sequence_id, y.frame_id)
+        for name in ("index", "semantic", "observed", "observed_by_frame"):
+            np.testing.assert_array_equal(getattr(x, name), getattr(y, name), name)
+
+
+def test_two_runs_give_the_same_labels_and_frame_by_frame_the_same_as_at_once():
+    _, frames, report = label(*town(), config=FILLED)
+    _, again, same = label(*town(), config=FILLED)
+    assert_same_frames(frames, again)
+    assert report == same
+    one_by_one = list(label_frames(SweepList(town()), info=INFO, config=FILLED))
+    assert_same_frames(frames, [frame for frame, _ in one_by_one])
+    first, second = (found for _, found in one_by_one)
+    assert first + second == report
+    assert (first.sequences, second.sequences, report.sequences) == (1, 0, 1)
+
+
+def test_the_report_counts_what_the_labels_hold():
+    sweeps = town()
+    _, frames, report = label(*sweeps, config=FILLED)
+    assert (report.sweeps, report.frames, report.frames_aggregated, report.frames_with_boxes) == (2, 2, 2, 2)
+    assert report.points == sum(len(s) for s in sweeps)
+    assert report.points_by_source == sum(int((s.point_source_class != UNLABELLED).sum()) for s in sweeps)
+    parts = (report.points_by_source, report.points_by_box, report.points_by_neighbours, report.points_unclassed)
+    assert sum(parts) + report.points_on_ego == report.points
+    assert report.points_by_box > 0
+    assert report.points_by_neighbours > 0
+    assert report.voxels_occupied == sum(len(frame.index) for frame in frames)
+    assert report.voxels_observed == sum(int(observed(frame).sum()) for frame in frames)
+    assert 0 < report.voxels_filled < report.voxels_occupied
+    for words in ("2 frames of 1 sequences from 2 sweeps", f"{report.voxels_filled} lie between scan lines"):
+        assert words in str(report)
+
+
+def test_without_filling_each_occupied_voxel_holds_a_point():
+    sweeps = town()
+    _, frames, report = label(*sweeps)
+    assert report.voxels_filled == 0
+    assert len(label(*sweeps, config=FILLED)[1][0].index) > len(frames[0].index)
+
+
+def test_without_aggregation_each_sweep_is_labelled_as_if_it_were_alone():
+    sweeps = town()
+    _, frames, report = label(*sweeps, config=replace(FILLED, aggregate=False))
+    alone = [label(s, config=FILLED) for s in sweeps]
+    assert_same_frames(frames, [found[1][0] for found in alone])
+    total = alone[0][2] + alone[1][2]
+    assert report == replace(total, sequences=1)
+    assert (report.frames, report.frames_aggregated) == (2, 0)
+
+
+def test_without_visibility_nothing_is_unobserved():
+    _, frames, report = label(*town(), config=replace(FILLED, visibility=False))
+    _, judged, _ = label(*town(), config=FILLED)
+    for frame, other in zip(frames, judged, strict=True):
+        assert observed(frame).all()
+        np.testing.assert_array_equal(frame.index, other.index, "what is occupied is what it was")
+        np.testing.assert_array_equal(frame.semantic, other.semantic)
+        np.testing.assert_array_equal(frame.observed_by_frame, other.observed_by_frame)
+        assert not observed(other).all()
+    assert report.voxels_observed == 2 * GRID.num_voxels
+
+
+def test_without_propagation_an_unlabelled_point_gets_no_class_from_its_neighbours():
+    sweeps = [
+        sweep([[4.2, 0.05, 1.05]], [BUILDING], frame=0),
+        sweep([[4.2, 0.35, 1.45], [7.2, -1.8, 0.2]], [UNLABELLED] * 2, frame=1),
+    ]
+    assert label(*sweeps)[2].points_by_neighbours == 0, "0.5 m away: out of reach"
+    near = [sweeps[0], sweep([[4.2, 0.35, 1.25], [7.2, -1.8, 0.2]], [UNLABELLED] * 2, frame=1)]
+    assert label(*near)[2].points_by_neighbours == 1
+    assert label(*near, config=replace(CONFIG, propagate=False))[2].points_by_neighbours == 0
+
+
+def test_where_no_point_is_labelled_what_lies_in_no_box_has_no_class():
+    (labels,), (frame,), report = label(sweep([[3.2, 0.05, 1.05], [7.2, 1.7, 0.2]], boxes=[[3.25, 0, 1, *CAR]]))
+    assert at(labels, 3.2) == VEHICLE
+    assert sorted(frame.semantic.tolist()) == [VEHICLE, 255]
+    assert (report.voxels_occupied, report.voxels_unclassed) == (2, 1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        ("foreground", {"vehicle", "ground", "other"}),
+        ("binary", {"occupied"}),
+        ("all", {"vehicle", "road", "building"}),
+        ("auto", {"vehicle", "road", "building"}),
+    ],
+)
+def test_the_ids_are_those_of_the_label_sets_classes(kind, names):
+    _, reference, _ = label(*town(), config=FILLED)
+    _, frames, _ = label(*town(), config=replace(FILLED, classes=kind))
+    classes, table = label_classes(PAPER_TAXONOMY, "all" if kind == "auto" else kind)
+    assert {classes[c - 1].name for frame in frames for c in np.unique(frame.semantic)} == names
+    for frame, other in zip(frames, reference, strict=True):
+        np.testing.assert_array_equal(frame.index, other.index)
+        np.testing.assert_array_equal(frame.semantic, table[other.semantic])
+
+
+@pytest.mark.parametrize("fill_holes", [False, True])
+def test_boxes_alone_tell_foreground_ground_and_other_apart(fill_holes):
+    config = replace(CONFIG, classes="foreground", fill_holes=fill_holes)
+    (labels, _), _, _ = label(*(replace(s, point_source_class=None) for s in town()), config=config)
+    classes, _ = label_classes(PAPER_TAXONOMY, "foreground")
+
+    def name_at(*place):
+        return classes[at(labels, *place) - 1].name
+
+    assert name_at(3.1, 0.35, 0.7) == "vehicle"
+    assert name_at(6.22, 1.2, 1.8) == "other"
+    assert {name_at(4.7, y, 0.05) for y in (-1.7, 1.3, 1.7)} == {"ground"}

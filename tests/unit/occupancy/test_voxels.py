@@ -27,10 +27,17 @@ def surface(xyz, label=1, *, pose=None, measured=True):
     return Surface(xyz, labels, np.eye(4) if pose is None else pose, measured)
 
 
-def run(grid, *surfaces, ground=None, least=0.05):
+def run(grid, *surfaces, ground=None, least=0.05, ask_around=False):
     """Indices, classes and the measured flags of the occupied voxels, as lists."""
     index, semantic, has_points = decide(
-        list(surfaces), ground, grid, cell_m=CELL, least=least, foreground=FOREGROUND, ground_classes=GROUND
+        list(surfaces),
+        ground,
+        grid,
+        cell_m=CELL,
+        least=least,
+        foreground=FOREGROUND,
+        ground_classes=GROUND,
+        ask_around=ask_around,
     )
     assert (index.dtype, semantic.dtype, has_points.dtype) == (np.int32, np.uint8, bool)
     return index.tolist(), semantic.tolist(), has_points.tolist()
@@ -156,6 +163,34 @@ def test_what_stands_on_the_ground_goes_before_it_if_there_is_enough_of_it():
     ground = share(grid, {(0, 0, 0): (1.0, 4)})
     assert run(grid, surface(face(0.8, (0, 0, 0), 20), 1), ground=ground) == ([0], [1], [True])
     assert run(grid, surface(face(0.8, (0, 0, 0), 1), 1), ground=ground) == ([0], [4], [True])
+
+
+def test_what_has_no_class_may_ask_the_voxels_around():
+    grid = make_grid(0.4)
+    unknown = surface(face(0.4, (1, 1, 1), 5), 255)
+    around = [
+        surface(face(0.4, voxel, 5), label)
+        for voxel, label in [
+            ((0, 1, 1), 3),
+            ((1, 2, 1), 3),
+            ((2, 2, 2), 1),
+            ((1, 0, 0), 4),
+            ((0, 0, 0), 4),
+            ((2, 0, 0), 4),
+        ]
+    ]
+
+    def class_of_unknown(*surfaces, **options):
+        index, semantic, _ = run(grid, unknown, *surfaces, **options)
+        return semantic[index.index(at(grid, (1, 1, 1))[0])]
+
+    assert class_of_unknown(*around) == 255
+    assert class_of_unknown(*around, ask_around=True) == 3, "the most frequent that is not ground"
+    assert class_of_unknown(*around[3:], ask_around=True) == 255
+    assert class_of_unknown(surface(face(0.4, (3, 3, 3), 5), 1), ask_around=True) == 255, "two voxels away"
+    index, semantic, _ = run(grid, unknown, *around, ask_around=True)
+    known = dict(zip(index, semantic, strict=True))
+    assert [known[at(grid, v)[0]] for v in ((0, 1, 1), (2, 2, 2), (1, 0, 0))] == [3, 1, 4], "those with a class keep it"
 
 
 def test_nothing_at_all():
