@@ -78,8 +78,8 @@ def decode_part(content: bytes, schema: pa.Schema, where: str) -> tuple[pa.Table
         DataError: If it is damaged.
     """
     try:
-        # Alone: threads of Arrow that a short-lived process has just started can abort it at its end.
-        table = pq.ParquetFile(io.BytesIO(content)).read(use_threads=False)
+        # Alone: a thread of Arrow that lets go of something of Python's when a process ends, aborts it.
+        table = pq.ParquetFile(pa.BufferReader(content), pre_buffer=False).read(use_threads=False)
         for name, value in _BEFORE_VERSION_2.items():
             if name in schema.names and name not in table.column_names:
                 table = table.append_column(schema.field(name), pa.repeat(value, table.num_rows))

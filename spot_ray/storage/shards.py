@@ -158,9 +158,9 @@ class ShardReader:
         file = self._files.pop(shard, None)
         if file is None:
             system, path = uris.filesystem(uris.join(self._uri, shard))
-            local = uris.is_local(self._uri)
             source = system.open_input_file(path)
-            file = pq.ParquetFile(source, pre_buffer=not local)
+            # Not where Python reads: a thread of Arrow that lets go of such a file when a process ends, aborts it.
+            file = pq.ParquetFile(source, pre_buffer=uris.is_read_by_arrow(self._uri))
             if len(self._files) >= self._max_open:
                 self._files.popitem(last=False)[1].close()
         self._files[shard] = file

@@ -71,6 +71,11 @@ def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
     return pafs.PyFileSystem(handler(remote)), path
 
 
+def is_read_by_arrow(uri: str) -> bool:
+    """Tell whether files of a remote URI are read by a client of Arrow's own, and not through Python."""
+    return uri.partition("://")[0] in s3.SCHEMES
+
+
 def _remote(uri: str) -> tuple[fsspec.AbstractFileSystem, str]:
     scheme, _, path = uri.partition("://")
     with refusals_told("reach the store", uri):
