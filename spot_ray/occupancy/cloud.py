@@ -66,11 +66,18 @@ class Cloud:
 
     def label_at(self, xyz: npt.NDArray[np.floating]) -> npt.NDArray[np.uint8]:
         """Return the (N,) uint8 class of the cells that hold (N, 3) points; 255 where there is none."""
+        row = self.row_of(xyz)
+        result = np.full(len(xyz), IGNORE, dtype=np.uint8)
+        result[row >= 0] = self.label[row[row >= 0]]
+        return result
+
+    def row_of(self, xyz: npt.NDArray[np.floating]) -> npt.NDArray[np.int64]:
+        """Return the (N,) int64 row of the cells that hold (N, 3) points; -1 where there is none."""
         if not len(self):
-            return np.full(len(xyz), IGNORE, dtype=np.uint8)
+            return np.full(len(xyz), -1, dtype=np.int64)
         wanted = _cell_keys(np.ascontiguousarray(xyz, np.float64), self.cell_m)
         position = np.minimum(np.searchsorted(self.key, wanted), len(self) - 1)
-        return np.where(self.key[position] == wanted, self.label[position], np.uint8(IGNORE))
+        return np.where(self.key[position] == wanted, position, -1)
 
 
 class CloudBuilder:

@@ -26,6 +26,8 @@ class LabelConfig:
             place that 200 sweeps saw costs no more than one that 10 sweeps saw.
         knn_neighbours: Labelled neighbours that vote on an unlabelled point's class.
         knn_radius_m: How far a neighbour may be, metres.
+        knn_last_radius_m: How far one may be for points that have none so near, metres; what then has none is a general
+            object where the source labels points.
         box_margin_m: Boxes are enlarged by this much on their sides and top, metres; not below, where the ground is.
         moving_m: A track whose centre is displaced by more than this over the sequence moves, metres.
         least_area: A voxel is occupied if it holds at least so much surface, as a part of a voxel's face.
@@ -36,6 +38,8 @@ class LabelConfig:
         ego_body_m: Box around the vehicle itself: x, y, z lower, then upper corner, ego frame, metres. Points in it
             that have no class and lie in no box are returns from its own body: they would leave a trail along its path.
         aggregate: Whether other sweeps count at all.
+        reject_moving: Whether what moved is told by the rays that passed its place at other times, in sequences without
+            boxes: it then leaves no trail; see :mod:`spot_ray.occupancy.conflict`.
         propagate: Whether unlabelled points get the class of labelled neighbours.
         fill_holes: Whether surfaces between scan lines are filled.
         visibility: Whether voxels that no ray passed are unobserved; if not, all that is not occupied is called empty.
@@ -49,6 +53,7 @@ class LabelConfig:
     cell_m: float = 0.1
     knn_neighbours: int = 5
     knn_radius_m: float = 0.5
+    knn_last_radius_m: float = 1.5
     box_margin_m: float = 0.1
     moving_m: float = 0.5
     least_area: float = 0.05
@@ -57,13 +62,14 @@ class LabelConfig:
     space_cell_m: float = 0.2
     ego_body_m: tuple[float, float, float, float, float, float] = (-2.5, -1.2, -0.5, 4.0, 1.2, 2.2)
     aggregate: bool = True
+    reject_moving: bool = True
     propagate: bool = True
     fill_holes: bool = True
     visibility: bool = True
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        positive = ("window_m", "window_s", "cell_m", "knn_neighbours", "knn_radius_m", "space_cell_m")
+        positive = ("window_m", "window_s", "cell_m", "knn_neighbours", "knn_radius_m", "knn_last_radius_m", "space_cell_m")
         for name in positive:
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}", where="label config", expected="more than 0")

@@ -108,6 +108,7 @@ class LabelledFrame:
         num_fallback: Occupied voxels whose class is the fallback.
         num_filled: Occupied voxels in which no ray of any sweep ended.
         num_observed: Observed voxels.
+        num_moved: Points of the sweep of which rays tell that they moved.
     """
 
     occupancy: Occupancy
@@ -115,6 +116,7 @@ class LabelledFrame:
     num_fallback: int
     num_filled: int
     num_observed: int
+    num_moved: int
 
 
 def label_frame(frame: Frame, window: Window, classes: ClassTables, config: LabelConfig) -> LabelledFrame:
@@ -123,7 +125,8 @@ def label_frame(frame: Frame, window: Window, classes: ClassTables, config: Labe
     point_label = _own_labels(frame, window)
     by_frame = passed_by_sweep(frame.sweep, frame.origins, grid)
     passed = by_frame | _passed_by_others(frame, window, config)
-    surfaces = _surfaces(frame, window, point_label, classes, config)
+    alone, num_moved = _alone(frame, window, point_label, classes)
+    surfaces = _surfaces(frame, window, point_label, alone, classes, config)
     ground = None
     if window.ground_map is not None:
         total, near, ground_label = ground_area(window.ground_map, frame.seq_SE3_ego, grid, near_m=_NEAR_M)
@@ -154,6 +157,7 @@ def label_frame(frame: Frame, window: Window, classes: ClassTables, config: Labe
         num_fallback=int(unclassed.sum()),
         num_filled=int((~has_points).sum()),
         num_observed=int(observed.sum()),
+        num_moved=num_moved,
     )
 
 
@@ -183,6 +187,7 @@ def _surfaces(
     frame: Frame,
     window: Window,
     point_label: npt.NDArray[np.uint8],
+    alone: npt.NDArray[np.bool_],
     classes: ClassTables,
     config: LabelConfig,
 ) -> list[Surface]:
@@ -204,14 +209,30 @@ def _surfaces(
             for part, measured in ((cloud, True), (patches, False)):
                 part_label = np.where(part.label == IGNORE, label, part.label).astype(np.uint8)
                 surfaces.append(Surface(part.xyz, part_label, ego_SE3_box, measured=measured))
-    # What could move but lies in no box, and what may be part of an object between two annotated frames, counts in the
-    # frame that saw it.
-    alone = (frame.part.box < 0) & ~frame.part.on_ego & (frame.part.doubtful | classes.foreground[point_label])
     builder = CloudBuilder(config.cell_m)
     builder.add(frame.sweep.xyz[alone], point_label[alone])
     own = builder.build()
     surfaces.append(Surface(own.xyz, own.label, np.eye(4), measured=True))
     return surfaces
+
+
+def _alone(
+    frame: Frame, window: Window, point_label: npt.NDArray[np.uint8], classes: ClassTables
+) -> tuple[npt.NDArray[np.bool_], int]:
+    """Return the (N,) points of a sweep that count in its own frame only, and how many of them surely moved.
+
+    These are what may be part of an object between two annotated frames, and what could move but lies in no box, unless
+    rays tell which of it stands and what else moved.
+    """
+    part = frame.part
+    free = (part.box < 0) & ~part.on_ego
+    if window.alone is None:
+        return free & (part.doubtful | classes.foreground[point_label]), 0
+    rows = np.flatnonzero(free & ~part.ground)
+    row = window.alone.row_of(se3.transform_points(frame.seq_SE3_ego, frame.sweep.xyz[rows]))
+    alone = free & part.doubtful
+    alone[rows[row >= 0]] = True
+    return alone, int(window.moved[row[row >= 0]].sum())
 
 
 def _slab(cloud: Cloud, pose: npt.NDArray[np.float64], grid: VoxelGrid) -> slice:

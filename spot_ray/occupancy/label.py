@@ -51,6 +51,8 @@ class LabelReport:
         points_by_box: Points whose class is that of the box that holds them.
         points_by_neighbours: Points whose class is that of labelled neighbours.
         points_unclassed: Points without a class: no label, no box, no labelled neighbour in reach.
+        points_moved: Points of things that moved, told by the rays that passed their place at other times. Where there
+            are boxes nothing is told so.
         voxels_occupied: Occupied voxels.
         voxels_filled: Of these, those in which no ray ended: surface between scan lines.
         voxels_unclassed: Of these, those to which neither a label, a box nor a neighbour gave a class.
@@ -68,6 +70,7 @@ class LabelReport:
     points_by_box: int = 0
     points_by_neighbours: int = 0
     points_unclassed: int = 0
+    points_moved: int = 0
     voxels_occupied: int = 0
     voxels_filled: int = 0
     voxels_unclassed: int = 0
@@ -90,6 +93,11 @@ class LabelReport:
             f"voxels: {self.voxels_observed} observed, {self.voxels_occupied} of them occupied; of these "
             f"{self.voxels_filled} lie between scan lines, {self.voxels_unclassed} have no class of their own",
         ]
+        if self.points_moved:
+            lines.append(
+                f"points of things that moved, found by free-space conflict: {self.points_moved} "
+                f"({self.points_moved / points:.1%})"
+            )
         alone = self.frames - self.frames_aggregated
         if alone:
             lines.insert(
@@ -187,6 +195,7 @@ class _Labelling:
         self._guesses = guess_boxes(frames, self._seq_SE3_ego, self._tracks)
         self._aligner = HeightAligner() if config.align_heights and self._together else None
         self._has_boxes = any(frame.boxes is not None for frame in frames)
+        self._reject_moving = config.reject_moving and self._together and not self._has_boxes
         keyframes = [i for i, frame in enumerate(frames) if frame.keyframe]
         self._is_key = np.isin(np.arange(len(frames)), keyframes)
 
@@ -220,7 +229,7 @@ class _Labelling:
     def _build(self, segment: range) -> Segment:
         """Read the sweeps of a segment and add them up."""
         poses = self._seq_SE3_ego[segment.start : segment.stop]
-        built = Segment(self._config.grid, poses, self._config, with_rays=self._together)
+        built = Segment(self._config.grid, poses, self._config, with_rays=self._together, with_seen=self._reject_moving)
         for i in segment:
             sweep, part = self._read(i)
             if self._aligner is not None:
@@ -290,6 +299,7 @@ class _Labelling:
             points_by_box=int(by_box.sum()),
             points_by_neighbours=int(by_neighbours.sum()),
             points_unclassed=int((kept & (labelled.point_label == IGNORE)).sum()),
+            points_moved=labelled.num_moved,
             voxels_occupied=len(labelled.occupancy.index),
             voxels_filled=labelled.num_filled,
             voxels_unclassed=labelled.num_fallback,

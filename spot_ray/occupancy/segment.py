@@ -20,6 +20,7 @@ from spot_ray.geometry.grid import VoxelGrid
 from spot_ray.occupancy.aggregate import PointParts
 from spot_ray.occupancy.cloud import Cloud, CloudBuilder
 from spot_ray.occupancy.config import LabelConfig
+from spot_ray.occupancy.conflict import SeenSpace, judge
 from spot_ray.occupancy.ground_map import GroundMap, build_ground_map
 from spot_ray.occupancy.propagate import propagate_labels
 from spot_ray.occupancy.reader import FrameInfo
@@ -27,12 +28,16 @@ from spot_ray.occupancy.surfaces import Patches, fill_surfaces, mirrored
 from spot_ray.occupancy.tracks import FrameObjects
 from spot_ray.occupancy.visibility import PassedSpace
 from spot_ray.schema.sweep import Sweep
+from spot_ray.schema.taxonomy import IGNORE
 
 _MARGIN_Z_M = 8.0
 """How far heights may be corrected within a segment before space above or below is left unobserved."""
 
 _OFF_GROUND_M = 0.3
 """Ground points farther from the ground's height map are surface of their own: another storey, a steep bank."""
+
+_SURE_REACH_M, _SURE_M = 2.0, 0.12
+"""So near to labelled ground, points farther from its height are not ground though geometry says so."""
 
 
 def cut(frames: Sequence[FrameInfo], *, window_m: float, window_s: float) -> list[range]:
@@ -59,6 +64,7 @@ class Segment:
         seq_SE3_ego: Poses of its sweeps.
         config: How to label.
         with_rays: Whether other frames look up what its rays passed.
+        with_seen: Whether what moved is told by the rays that passed its place.
     """
 
     def __init__(
@@ -68,6 +74,7 @@ class Segment:
         config: LabelConfig,
         *,
         with_rays: bool,
+        with_seen: bool,
     ) -> None:
         self._cell_m = config.cell_m
         self.ground = CloudBuilder(config.cell_m)
@@ -75,6 +82,7 @@ class Segment:
         self.objects: dict[int, CloudBuilder] = defaultdict(lambda: CloudBuilder(config.cell_m))
         margin = _MARGIN_Z_M if config.align_heights else 0.0
         self.space = PassedSpace(grid, seq_SE3_ego, config.space_cell_m, margin_z_m=margin) if with_rays else None
+        self.seen = SeenSpace(grid, seq_SE3_ego, config.space_cell_m, margin_z_m=margin) if with_seen else None
 
     def add(
         self,
@@ -99,8 +107,10 @@ class Segment:
         """
         if self.space is not None and origins is not None:
             self.space.add(sweep.xyz, origins, seq_SE3_ego)
+        rest = (part.box < 0) & ~part.on_ego & ~part.doubtful
+        if self.seen is not None and origins is not None:
+            self.seen.add(sweep.xyz, origins, seq_SE3_ego, rest & ~part.ground, sweep.timestamp_ns)
         if whole:
-            rest = (part.box < 0) & ~part.on_ego & ~part.doubtful
             for builder, mine in ((self.ground, rest & part.ground), (self.standing, rest & ~part.ground)):
                 builder.add(se3.transform_points(seq_SE3_ego, sweep.xyz[mine]), part.label[mine])
         order = np.argsort(part.box, kind="stable")
@@ -122,6 +132,8 @@ class Window:
         all_ground: Points of the ground, with classes.
         all_standing: Points in no box and not of the ground, with classes.
         standing: Those of them that surely stand still.
+        alone: The others, which count only in the frame that saw them; None if that is to be told by class.
+        moved: (M,) bool: those of `alone` of which rays tell that they moved.
         patches: Points that fill its surfaces.
         objects: By track the points of an object, in the frame of its box.
         object_patches: By track the points that fill its surfaces.
@@ -133,6 +145,8 @@ class Window:
     all_ground: Cloud
     all_standing: Cloud
     standing: Cloud
+    alone: Cloud | None
+    moved: npt.NDArray[np.bool_]
     patches: Patches
     objects: dict[int, Cloud]
     object_patches: dict[int, Patches]
@@ -149,8 +163,8 @@ def join(
 
     Args:
         segments: The segments.
-        foreground: (256,) bool by class: what could move. Where it lies in no box, it counts only in the frame that saw
-            it, and leaves no trail in the others.
+        foreground: (256,) bool by class: what could move. Where it lies in no box and rays do not tell that it stood,
+            it counts only in the frame that saw it, and leaves no trail in the others.
         ground_classes: (256,) bool by class.
         config: How to label.
     """
@@ -159,18 +173,27 @@ def join(
     tracks = sorted({track for s in segments for track in s.objects})
     objects = {t: _build([s.objects[t] for s in segments if t in s.objects], config.cell_m) for t in tracks}
     if config.propagate:
-        k, radius = config.knn_neighbours, config.knn_radius_m
-        all_standing = propagate_labels(all_standing, neighbours=k, radius_m=radius, beside=all_ground)
-        all_ground = propagate_labels(all_ground, neighbours=k, radius_m=radius)
+        all_ground, doubtful = _doubt_ground(all_ground)
+        all_standing = all_standing.joined(doubtful)
+        k = config.knn_neighbours
+        for radius_m in (config.knn_radius_m, config.knn_last_radius_m):
+            all_standing = propagate_labels(all_standing, neighbours=k, radius_m=radius_m, beside=all_ground)
         # Far away geometry tells ground badly, so there it is its neighbours that tell it.
         is_ground = ground_classes[all_standing.label]
         all_ground = all_ground.joined(all_standing.where(is_ground))
         all_standing = all_standing.where(~is_ground)
-    standing = all_standing.where(~foreground[all_standing.label])
-    ground, ground_map, patches = all_ground, None, Patches.none()
+        all_ground = propagate_labels(all_ground, neighbours=k, radius_m=config.knn_radius_m)
+    ground_map = build_ground_map(all_ground, reach_m=config.ground_reach_m)
+    stands, moved = ~foreground[all_standing.label], np.zeros(len(all_standing), dtype=bool)
+    seen = [segment.seen for segment in segments if segment.seen is not None]
+    if seen:
+        verdict = judge(seen, all_standing, ground_map.over_ground(all_standing.xyz))
+        moved = verdict.moved
+        stands = ~moved & (stands | verdict.stood)
+    standing = all_standing.where(stands)
+    ground, patches = all_ground, Patches.none()
     object_patches = dict.fromkeys(tracks, Patches.none())
     if config.fill_holes:
-        ground_map = build_ground_map(all_ground, reach_m=config.ground_reach_m)
         ground = all_ground.where(~(np.abs(ground_map.over_ground(all_ground.xyz)) <= _OFF_GROUND_M))
         patches = fill_surfaces(standing)
         object_patches = {t: fill_surfaces(cloud) for t, cloud in objects.items()}
@@ -178,15 +201,27 @@ def join(
             object_patches = {t: filled.joined(mirrored(objects[t])) for t, filled in object_patches.items()}
     return Window(
         ground=ground,
-        ground_map=ground_map,
+        ground_map=ground_map if config.fill_holes else None,
         all_ground=all_ground,
         all_standing=all_standing,
         standing=standing,
+        alone=all_standing.where(~stands) if seen else None,
+        moved=moved[~stands],
         patches=patches,
         objects=objects,
         object_patches=object_patches,
         spaces=tuple(segment.space for segment in segments if segment.space is not None),
     )
+
+
+def _doubt_ground(ground: Cloud) -> tuple[Cloud, Cloud]:
+    """Split what is ground by geometry alone, but lies off the labelled ground around it, from the rest."""
+    labelled = ground.label != IGNORE
+    if labelled.all() or not labelled.any():
+        return ground, ground.where(np.zeros(len(ground), dtype=bool))
+    sure = build_ground_map(ground.where(labelled), reach_m=_SURE_REACH_M)
+    off = ~labelled & (np.abs(sure.over_ground(ground.xyz)) > _SURE_M)
+    return ground.where(~off), ground.where(off)
 
 
 def _build(builders: Sequence[CloudBuilder], cell_m: float) -> Cloud:

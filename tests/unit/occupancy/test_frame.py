@@ -37,6 +37,8 @@ def window(**parts):
         "all_ground": cloud(),
         "all_standing": cloud(),
         "standing": cloud(),
+        "alone": None,
+        "moved": np.zeros(0, dtype=bool),
         "patches": Patches.none(),
         "objects": {},
         "object_patches": {},

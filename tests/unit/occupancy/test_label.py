@@ -300,7 +300,7 @@ def test_an_object_that_one_key_frame_alone_has_leaves_no_trail_in_the_sweeps_be
         ]
 
     with_boxes, _, _ = label(*drive_by(boxes=True))
-    without, _, _ = label(*drive_by(boxes=False))
+    without, _, _ = label(*drive_by(boxes=False), config=replace(CONFIG, reject_moving=False))
     trail = [places[i] - 0.45 for i in (1, 2)]
     assert all(at(without[2], x) != 0 for x in trail), "else there would be nothing to avoid"
     assert all(at(with_boxes[2], x) in (0, 255) for x in trail)
