@@ -20,7 +20,8 @@ _STEPS = 256
 """Places along a cell's edge that a point's coordinates are rounded to before they are summed: sums of integers do not
 depend on the order in which the sweeps come, and 0.1 m / 256 is far below any LiDAR's noise."""
 
-_FIRST_CAPACITY = 1 << 16
+_FIRST_CAPACITY = 1 << 10
+"""Small, since each of hundreds of objects has a table of its own."""
 _MOST_FULL = 0.6
 
 
@@ -103,7 +104,7 @@ class CloudBuilder:
             return
         xyz = np.ascontiguousarray(xyz, np.float64)
         reach = np.array([_HALF_XY, _HALF_XY, _HALF_Z]) * self._cell_m
-        if (np.abs(xyz).max(axis=0) >= reach).any():
+        if not _within(xyz, reach):
             raise DataError(
                 f"a point lies {np.abs(xyz).max():.0f} m from where its sequence starts",
                 expected=f"at most {reach[0]:.0f} m aside and {reach[2]:.0f} m up or down",
@@ -204,11 +205,22 @@ def _cell_keys(xyz: npt.NDArray[np.float64], cell_m: float) -> npt.NDArray[np.ui
 def _slot(table, key):  # type: ignore[no-untyped-def]
     """Return where a key is in the table, or the empty place where it belongs."""
     mask = np.uint64(len(table) - 1)
-    # Fibonacci hashing: the high bits of the product are well mixed.
-    slot = ((key * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(20)) & mask
+    # Fibonacci hashing. Only the highest bits of the product depend on all of the key's, so they are what is scaled to
+    # the table's length.
+    slot = (((key * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(32)) * np.uint64(len(table))) >> np.uint64(32)
     while table[slot] != 0 and table[slot] != key:
         slot = (slot + np.uint64(1)) & mask
     return slot
+
+
+@numba.njit(cache=True, nogil=True)
+def _within(xyz: npt.NDArray[np.float64], reach: npt.NDArray[np.float64]) -> bool:
+    """Tell whether all (N, 3) points lie closer to the origin than `reach` along each axis."""
+    for n in range(len(xyz)):
+        for axis in range(3):
+            if abs(xyz[n, axis]) >= reach[axis]:
+                return False
+    return True
 
 
 @numba.njit(cache=True, nogil=True)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from spot_ray.errors import DataError
-from spot_ray.occupancy.cloud import CloudBuilder
+from spot_ray.occupancy.cloud import CloudBuilder, _cell_keys, _slot
 
 NEAR = 3e-4
 """Coordinates are rounded to 256 steps of a 0.1 m cell."""
@@ -82,7 +82,7 @@ def test_what_builders_add_up_to_is_what_one_would_have_collected():
 
 
 def test_the_table_grows_with_what_is_put_in():
-    # 125,000 cells; a table begins with 65,536 places.
+    # 125,000 cells; a table begins with 1,024 places.
     grid = np.stack(np.meshgrid(*[np.arange(-25, 25)] * 3, indexing="ij"), axis=-1).reshape(-1, 3)
     xyz, label = grid * 0.1 + 0.03, (np.arange(len(grid)) % 200 + 1).astype(np.uint8)
     cloud = build(*[(xyz[k::7], label[k::7]) for k in range(7)])
@@ -129,3 +129,13 @@ def test_a_point_at_the_end_of_the_lattice_keeps_its_place():
     cloud = build(([[104_857.55, -104_857.55, -819.15]], [7]))
     np.testing.assert_allclose(cloud.xyz, [[104_857.55, -104_857.55, -819.15]], atol=0.01)
     assert cloud.label_at(np.array([[104_857.52, -104_857.58, -819.11]])).tolist() == [7]
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_cells_along_any_axis_spread_over_the_table(axis):
+    xyz = np.zeros((2_000, 3))
+    xyz[:, axis] = np.arange(-1_000, 1_000) * 0.1 + 0.05
+    key = _cell_keys(xyz, 0.1) << np.uint64(8)
+    places = {int(_slot(np.zeros(1 << 14, np.uint64), k)) for k in key}
+    # At random 2,000 keys would fall on 1,882 of 16,384 places.
+    assert len(places) > 1_700
