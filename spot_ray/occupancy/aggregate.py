@@ -14,6 +14,9 @@ from spot_ray.occupancy.tracks import FrameObjects
 from spot_ray.schema.sweep import Sweep
 from spot_ray.schema.taxonomy import IGNORE
 
+_LARGE_M2 = 2.0
+"""Boxes with a larger footprint have ground in them that counts."""
+
 
 @dataclass(frozen=True, eq=False)
 class PointParts:
@@ -48,8 +51,8 @@ def split_points(
     """Tell the points of objects from the rest.
 
     A point in an enlarged box belongs to its object, unless it is ground by the source's label or by geometry: the
-    ground does not drive along with a car. A box is not enlarged downwards, since unlabelled ground lies there. What lies in the
-    vehicle's own body and has no class and no box is a return from it.
+    ground does not drive along with a car. A box is not enlarged downwards, since unlabelled ground lies there. What
+    lies in the vehicle's own body and has no class and no box is a return from it.
 
     Args:
         sweep: The sweep.
@@ -72,8 +75,9 @@ def split_points(
     if (label == IGNORE).any():
         near = np.hypot(sweep.xyz[:, 0], sweep.xyz[:, 1]) < ground_reach_m
         by_geometry = ground_mask(sweep.xyz) & near & (label == IGNORE)
-    # At the bottom of a box geometry cannot tell tyres from the road that they stand on: such points are of neither.
-    between = by_geometry & (box >= 0)
+    # At the bottom of a large box geometry cannot tell tyres from the road under them: such points are of neither.
+    large = np.append(objects.boxes[:, 3] * objects.boxes[:, 4] > _LARGE_M2, False)
+    between = by_geometry & large[box]
     box[ground[label] | between] = -1
     from_box = (box >= 0) & (label == IGNORE)
     label[from_box] = objects.label[box[from_box]]

@@ -69,7 +69,15 @@ class LabelConfig:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        positive = ("window_m", "window_s", "cell_m", "knn_neighbours", "knn_radius_m", "knn_last_radius_m", "space_cell_m")
+        positive = (
+            "window_m",
+            "window_s",
+            "cell_m",
+            "knn_neighbours",
+            "knn_radius_m",
+            "knn_last_radius_m",
+            "space_cell_m",
+        )
         for name in positive:
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}", where="label config", expected="more than 0")

@@ -187,10 +187,11 @@ def judge(spaces: Sequence[SeenSpace], cloud: Cloud, over_ground: npt.NDArray[np
         )  # fmt: skip
     conflicts = (passes > 0) & (passes >= _PASSED_SHARE * hits)
     votes, against = _poll(cell, (height > _VOTING_M[0]) & (height < _VOTING_M[1]), conflicts, *_NEIGHBOURS)
-    moved = (against > _CONFLICTING_SHARE * votes) & (votes >= _FEWEST_VOTES) & (height > _LOWEST_M)
+    moved = (against > _CONFLICTING_SHARE * votes) & (votes >= _FEWEST_VOTES)
     stood = (against <= _STANDING_SHARE * votes) & (votes >= _FEWEST_VOTES) & ~conflicts
     stood &= last_ns - first_ns >= _STANDING_S * 1e9
-    return Verdict(moved[row], stood[row])
+    high = over_ground > _LOWEST_M
+    return Verdict(moved[row] & high, stood[row] & high)
 
 
 def _poll(

@@ -228,7 +228,7 @@ def _alone(
     free = (part.box < 0) & ~part.on_ego
     if window.alone is None:
         return free & (part.doubtful | classes.foreground[point_label]), 0
-    rows = np.flatnonzero(free & ~part.ground)
+    rows = np.flatnonzero(free)
     row = window.alone.row_of(se3.transform_points(frame.seq_SE3_ego, frame.sweep.xyz[rows]))
     alone = free & part.doubtful
     alone[rows[row >= 0]] = True

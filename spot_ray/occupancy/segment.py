@@ -24,7 +24,7 @@ from spot_ray.occupancy.conflict import SeenSpace, judge
 from spot_ray.occupancy.ground_map import GroundMap, build_ground_map
 from spot_ray.occupancy.propagate import propagate_labels
 from spot_ray.occupancy.reader import FrameInfo
-from spot_ray.occupancy.surfaces import Patches, fill_surfaces, mirrored
+from spot_ray.occupancy.surfaces import Patches, complete_object, fill_surfaces
 from spot_ray.occupancy.tracks import FrameObjects
 from spot_ray.occupancy.visibility import PassedSpace
 from spot_ray.schema.sweep import Sweep
@@ -36,7 +36,7 @@ _MARGIN_Z_M = 8.0
 _OFF_GROUND_M = 0.3
 """Ground points farther from the ground's height map are surface of their own: another storey, a steep bank."""
 
-_SURE_REACH_M, _SURE_M = 2.0, 0.12
+_SURE_REACH_M, _SURE_M = 3.0, 0.08
 """So near to labelled ground, points farther from its height are not ground though geometry says so."""
 
 
@@ -196,9 +196,7 @@ def join(
     if config.fill_holes:
         ground = all_ground.where(~(np.abs(ground_map.over_ground(all_ground.xyz)) <= _OFF_GROUND_M))
         patches = fill_surfaces(standing)
-        object_patches = {t: fill_surfaces(cloud) for t, cloud in objects.items()}
-        if config.mirror_objects:
-            object_patches = {t: filled.joined(mirrored(objects[t])) for t, filled in object_patches.items()}
+        object_patches = {t: complete_object(cloud, mirror=config.mirror_objects) for t, cloud in objects.items()}
     return Window(
         ground=ground,
         ground_map=ground_map if config.fill_holes else None,

@@ -22,13 +22,13 @@ _BLOCK = 4
 _REACH = 2
 """Blocks on each side that count as a block's neighbourhood."""
 
-_FULL = 12
+_FULL = 10
 """Points of a block that need no more: a plane through it holds about `_BLOCK`²."""
 
-_FEWEST = 5
+_FEWEST = 4
 """Points of a neighbourhood from which a plane or a line is told."""
 
-_THIN = 1.2
+_THIN = 1.8
 """A plane's points lie this close to it (one standard deviation), in cells."""
 
 _SECTORS = 8
@@ -56,12 +56,20 @@ class Patches:
         return Patches(np.concatenate([self.xyz, other.xyz]), np.concatenate([self.label, other.label]))
 
 
-def mirrored(cloud: Cloud) -> Patches:
-    """Return the other side of an object whose points are given in the frame of its box: y to -y.
+def complete_object(cloud: Cloud, *, mirror: bool) -> Patches:
+    """Fill the gaps of an object, and give it the side that no ray reached.
 
     Vehicles, cyclists and people are much alike on both sides, and a LiDAR mostly sees one.
+
+    Args:
+        cloud: Its points, in the frame of its box; they are not repeated.
+        mirror: Whether to add its points mirrored, y to -y, before gaps are filled.
     """
-    return Patches(cloud.xyz * np.array([1, -1, 1], np.float32), cloud.label)
+    if not mirror:
+        return fill_surfaces(cloud)
+    other = Patches(cloud.xyz * np.array([1, -1, 1], np.float32), cloud.label)
+    both = Patches(cloud.xyz, cloud.label).joined(other)
+    return other.joined(_fill_surfaces(both.xyz, both.label, cloud.cell_m))
 
 
 def fill_surfaces(cloud: Cloud) -> Patches:
@@ -70,23 +78,27 @@ def fill_surfaces(cloud: Cloud) -> Patches:
     Args:
         cloud: The cloud; its own points are not repeated.
     """
-    if len(cloud) < _FEWEST:
+    return _fill_surfaces(cloud.xyz, cloud.label, cloud.cell_m)
+
+
+def _fill_surfaces(points: npt.NDArray[np.float32], point_label: npt.NDArray[np.uint8], cell_m: float) -> Patches:
+    if len(points) < _FEWEST:
         return Patches.none()
-    edge = cloud.cell_m * _BLOCK
-    block = np.floor(cloud.xyz / edge).astype(np.int64)
+    edge = cell_m * _BLOCK
+    block = np.floor(points / edge).astype(np.int64)
     low = block.min(axis=0) - _REACH - 1
     shape = block.max(axis=0) - low + _REACH + 2
     linear = ((block[:, 0] - low[0]) * shape[1] + block[:, 1] - low[1]) * shape[2] + block[:, 2] - low[2]
     order = np.argsort(linear, kind="stable")
     starts = np.flatnonzero(np.diff(linear[order], prepend=-1))
     place = linear[order][starts]
-    xyz = (cloud.xyz[order].astype(np.float64) - low * edge) / cloud.cell_m
+    xyz = (points[order].astype(np.float64) - low * edge) / cell_m
     moments = _moments(xyz, starts)
-    label = _majority(cloud.label[order], starts)
+    label = _majority(point_label[order], starts)
     directory = np.full(int(np.prod(shape)), -1, np.int32)
     directory[place] = np.arange(len(place), dtype=np.int32)
     filled, filled_label = _fill(directory, shape, place, moments, label)
-    return Patches(((filled * cloud.cell_m) + low * edge).astype(np.float32), filled_label)
+    return Patches(((filled * cell_m) + low * edge).astype(np.float32), filled_label)
 
 
 def _moments(xyz: npt.NDArray[np.float64], starts: npt.NDArray[np.intp]) -> npt.NDArray[np.float64]:

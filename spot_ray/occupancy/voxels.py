@@ -12,7 +12,6 @@ import numpy.typing as npt
 from spot_ray.geometry.grid import VoxelGrid
 from spot_ray.schema.taxonomy import IGNORE
 
-
 _CLASS_SHARE = 0.05
 """Part of a voxel's face that a class needs to have a voxel which others have more of."""
 
