@@ -23,8 +23,16 @@ from spot_ray.schema.taxonomy import PAPER_TAXONOMY
 GRID = VoxelGrid((0.0, -2.0, 0.0), (0.5, 0.5, 0.5), (16, 8, 4))
 LIDAR = LidarSpec("TOP", 0, "spinning", 2, (-10.0, 10.0), ego_SE3_lidar=nominal_mount(1.05))
 INFO = DatasetInfo("hand-made", (LIDAR,), PAPER_TAXONOMY)
-# What is filled between scan lines, and the other sides of objects, have tests of their own.
-CONFIG = LabelConfig(grid=GRID, space_cell_m=0.25, fill_holes=False, ego_body_m=(-1.0, -0.1, 0.0, -0.5, 0.1, 0.1))
+# What is filled between scan lines, the other sides of objects, and what moved where there are no boxes have tests of
+# their own.
+CONFIG = LabelConfig(
+    grid=GRID,
+    space_cell_m=0.25,
+    knn_last_radius_m=0.5,
+    fill_holes=False,
+    reject_moving=False,
+    ego_body_m=(-1.0, -0.1, 0.0, -0.5, 0.1, 0.1),
+)
 
 VEHICLE, BUILDING, ROAD, VEGETATION, GENERAL = (
     PAPER_TAXONOMY.id_of(n) for n in ("vehicle", "building", "road", "vegetation", "general object")
@@ -299,12 +307,14 @@ def test_an_object_that_one_key_frame_alone_has_leaves_no_trail_in_the_sweeps_be
             for i, place in enumerate(places)
         ]
 
-    with_boxes, _, _ = label(*drive_by(boxes=True))
-    without, _, _ = label(*drive_by(boxes=False), config=replace(CONFIG, reject_moving=False))
+    # What lies near a vehicle's points would else get their class, and so count in no other frame.
+    config = replace(CONFIG, propagate=False)
+    with_boxes, frames, _ = label(*drive_by(boxes=True), config=config)
+    without, _, _ = label(*drive_by(boxes=False), config=config)
     trail = [places[i] - 0.45 for i in (1, 2)]
     assert all(at(without[2], x) != 0 for x in trail), "else there would be nothing to avoid"
     assert all(at(with_boxes[2], x) in (0, 255) for x in trail)
-    occupied = [GRID.centers(frame.index) for frame in label(*drive_by(boxes=True))[1]]
+    occupied = [GRID.centers(frame.index) for frame in frames]
     assert not any(np.isclose(occupied[2][:, 0], np.floor(x / 0.5) * 0.5 + 0.25).any() for x in trail)
 
 
@@ -521,6 +531,18 @@ def test_without_filling_each_occupied_voxel_holds_a_point():
     _, frames, report = label(*sweeps)
     assert report.voxels_filled == 0
     assert len(label(*sweeps, config=FILLED)[1][0].index) > len(frames[0].index)
+
+
+@pytest.mark.parametrize("mirror", [False, True])
+def test_objects_get_the_side_that_no_ray_reached_if_that_is_wanted(mirror):
+    # A car of which one side is hit; the other one lies a metre behind.
+    side = np.stack(np.meshgrid(np.arange(2.05, 3.0, 0.1), [-0.55], np.arange(0.65, 1.4, 0.1)), axis=-1).reshape(-1, 3)
+    frames = [sweep(side, boxes=[[2.5, 0.0, 1.0, 1.2, 1.2, 1.0, 0.0]], tracks=["car"], frame=i) for i in range(2)]
+    _, (frame, _), _ = label(*frames, config=replace(FILLED, mirror_objects=mirror))
+    y = GRID.centers(frame.index[frame.semantic == VEHICLE])[:, 1]
+    assert -0.75 in y
+    assert (0.75 in y) == mirror
+    assert len(y) == (2 if mirror else 1) * (y == -0.75).sum(), "and nothing between"
 
 
 def test_without_aggregation_each_sweep_is_labelled_as_if_it_were_alone():
