@@ -15,9 +15,9 @@ The ablation adds one stage after the other: the sweep alone, with those of the 
 points, filled holes, and last the visibility, without which all that is not occupied is called free. The last line
 of it is the generator as it is.
 
-Two sequences a sensor; `--full`: twenty, of which the ablation takes the first two. Tune with another `--seed` than the one here by default. `--cache` keeps the
-truth in a folder, so that scoring other labels of the same sequences costs no more than labelling. The last line of the
-output is one JSON object, without `--json` with a summary before it.
+Two sequences a sensor; `--full`: twenty, of which the ablation takes the first two. Tune with another `--seed` than
+the one here by default. `--cache` keeps the truth in a folder, so that scoring other labels of the same sequences costs
+no more than labelling. The last line of the output is one JSON object, without `--json` with a summary before it.
 """
 
 from __future__ import annotations
