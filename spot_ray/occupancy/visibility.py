@@ -21,7 +21,7 @@ from spot_ray.schema.sweep import Sweep
 _MOST_CELLS = 1 << 35
 """4 GiB of bits."""
 
-_BLOCK = 8
+_BLOCK = 4
 """Cells along the edge of a block; where a block holds no passed cell, none of its cells is looked up."""
 
 _VOXELS = 4
@@ -179,16 +179,21 @@ def passed_by_sequence(
     corner = se3.transform_points(seq_SE3_ego, np.array([grid.lower_m]))[0]
     first = np.min([space.first for space in spaces], axis=0)
     offset = (corner - spaces[0].grid.lower_m) / cell_m + (spaces[0].first - first)
-    return _any_passed(
-        tuple(space.bits for space in spaces),
-        tuple(space.blocks() for space in spaces),
-        np.array([space.first - first for space in spaces]),
-        np.array([space.grid.shape for space in spaces], dtype=np.int64),
-        np.ascontiguousarray(matrix),
-        offset,
-        np.array(grid.shape, dtype=np.int64),
-        _samples(samples, matrix),
-    )
+    inside = _samples(samples, matrix)
+    result = np.zeros(grid.num_voxels, dtype=np.bool_)
+    for space in spaces:
+        _look_up(
+            result,
+            space.bits,
+            space.blocks(),
+            space.first - first,
+            np.array(space.grid.shape, dtype=np.int64),
+            np.ascontiguousarray(matrix),
+            offset,
+            np.array(grid.shape, dtype=np.int64),
+            inside,
+        )
+    return result
 
 
 def _samples(number: npt.NDArray[np.int64], matrix: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -203,19 +208,22 @@ def _samples(number: npt.NDArray[np.int64], matrix: npt.NDArray[np.float64]) -> 
 
 
 @numba.njit(cache=True, nogil=True)
-def _any_passed(
-    bits: tuple[npt.NDArray[np.uint8], ...],
-    blocks: tuple[npt.NDArray[np.bool_], ...],
+def _look_up(
+    result: npt.NDArray[np.bool_],
+    bits: npt.NDArray[np.uint8],
+    blocks: npt.NDArray[np.bool_],
     first: npt.NDArray[np.int64],
     space_shape: npt.NDArray[np.int64],
     matrix: npt.NDArray[np.float64],
     offset: npt.NDArray[np.float64],
     shape: npt.NDArray[np.int64],
     samples: npt.NDArray[np.float64],
-) -> npt.NDArray[np.bool_]:
-    """Tell for each voxel whether any of its samples lies in a cell whose bit is set in any part."""
-    result = np.zeros(shape[0] * shape[1] * shape[2], dtype=np.bool_)
-    near = np.zeros(len(bits), np.bool_)
+) -> None:
+    """Set the result of each voxel of which a sample lies in a cell whose bit is set."""
+    xx, xy, xz = matrix[0]
+    yx, yy, yz = matrix[1]
+    zx, zy, zz = matrix[2]
+    x0, y0, z0 = offset
     low, high = np.empty(3, np.int64), np.empty(3, np.int64)
     for first_x in range(0, shape[0], _VOXELS):
         for first_y in range(0, shape[1], _VOXELS):
@@ -226,22 +234,18 @@ def _any_passed(
                     for axis in range(3):
                         least += min(matrix[r, axis] * _VOXELS, 0.0)
                         most += max(matrix[r, axis] * _VOXELS, 0.0)
-                    low[r], high[r] = math.floor(least), math.floor(most)
-                any_near = False
-                for p in range(len(bits)):
-                    near[p] = _any_block(blocks[p], low - first[p], high - first[p])
-                    any_near |= near[p]
-                if not any_near:
+                    low[r], high[r] = math.floor(least) - first[r], math.floor(most) - first[r]
+                if not _any_block(blocks, low, high):
                     continue
                 for ix in range(first_x, min(first_x + _VOXELS, shape[0])):
                     for iy in range(first_y, min(first_y + _VOXELS, shape[1])):
                         for iz in range(first_z, min(first_z + _VOXELS, shape[2])):
-                            x = matrix[0, 0] * ix + matrix[0, 1] * iy + matrix[0, 2] * iz + offset[0]
-                            y = matrix[1, 0] * ix + matrix[1, 1] * iy + matrix[1, 2] * iz + offset[1]
-                            z = matrix[2, 0] * ix + matrix[2, 1] * iy + matrix[2, 2] * iz + offset[2]
                             n = (ix * shape[1] + iy) * shape[2] + iz
-                            result[n] = _any_sample(bits, near, first, space_shape, x, y, z, samples)
-    return result
+                            if not result[n]:
+                                x = xx * ix + xy * iy + xz * iz + x0
+                                y = yx * ix + yy * iy + yz * iz + y0
+                                z = zx * ix + zy * iy + zz * iz + z0
+                                result[n] = _any_sample(bits, first, space_shape, x, y, z, samples)
 
 
 @numba.njit(cache=True, nogil=True)
@@ -256,17 +260,16 @@ def _any_block(blocks, low, high):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True, nogil=True)
-def _any_sample(bits, near, first, space_shape, x, y, z, samples):  # type: ignore[no-untyped-def]
+def _any_sample(bits, first, shape, x, y, z, samples):  # type: ignore[no-untyped-def]
     """Tell whether a sample of the voxel whose corner lies at (x, y, z) lies in a cell whose bit is set."""
     for s in range(len(samples)):
-        a, b, c = math.floor(x + samples[s, 0]), math.floor(y + samples[s, 1]), math.floor(z + samples[s, 2])
-        for p in range(len(bits)):
-            if near[p]:
-                i, j, k = a - first[p, 0], b - first[p, 1], c - first[p, 2]
-                if 0 <= i < space_shape[p, 0] and 0 <= j < space_shape[p, 1] and 0 <= k < space_shape[p, 2]:
-                    linear = (i * space_shape[p, 1] + j) * space_shape[p, 2] + k
-                    if (bits[p][linear >> 3] >> (linear & 7)) & 1:
-                        return True
+        i = math.floor(x + samples[s, 0]) - first[0]
+        j = math.floor(y + samples[s, 1]) - first[1]
+        k = math.floor(z + samples[s, 2]) - first[2]
+        if 0 <= i < shape[0] and 0 <= j < shape[1] and 0 <= k < shape[2]:
+            linear = (i * shape[1] + j) * shape[2] + k
+            if (bits[linear >> 3] >> (linear & 7)) & 1:
+                return True
     return False
 
 

@@ -178,7 +178,7 @@ def test_blocks_are_those_with_a_passed_cell():
     rng = np.random.default_rng(0)
     space.add(rng.uniform(0, 4, (6, 3)), rng.uniform(0, 4, (6, 3)), np.eye(4))
     bits = unpack_bits(space.bits, (space.grid.num_voxels,)).reshape(space.grid.shape)
-    expected = np.zeros(-(-np.array(bits.shape) // 8), dtype=bool)
-    expected[tuple(np.argwhere(bits).T // 8)] = True
+    expected = np.zeros(-(-np.array(bits.shape) // 4), dtype=bool)
+    expected[tuple(np.argwhere(bits).T // 4)] = True
     np.testing.assert_array_equal(space.blocks(), expected)
     assert 0 < expected.sum() < expected.size
