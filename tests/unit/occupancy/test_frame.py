@@ -172,6 +172,12 @@ def test_what_has_no_class_gets_the_fallback_and_is_counted():
     assert unlabelled.num_fallback == 1
 
 
+def test_what_lies_beside_an_object_is_no_part_of_it_where_boxes_alone_tell_classes():
+    standing = cloud([[3.2, 0.05, 1.05], [3.2, 0.55, 1.05]], [255, VEHICLE])
+    boxes_alone = voxels(run(frame(*FAR_RAY), window(standing=standing), has_points=False))
+    assert boxes_alone == {(6, 4, 2): 255, (6, 5, 2): VEHICLE}
+
+
 @pytest.mark.parametrize("has_points", [False, True])
 def test_a_label_set_with_one_class_for_all_ground_has_the_ground_found_by_its_shape(has_points):
     parts = {
