@@ -47,7 +47,7 @@ LOWEST_M = (-2.0, -2.2)
 
 STAGES: dict[str, dict[str, bool]] = {
     "own_scan": {"aggregate": False, "fill_holes": False},
-    "sequence_poses_as_they_are": {"fill_holes": False, "align_heights": False},
+    "sequence_poses_as_they_are": {"fill_holes": False, "align_heights": "never"},
     "sequence": {"fill_holes": False},
     "holes_filled": {},
 }

@@ -20,7 +20,8 @@ class LabelConfig:
         window_m: How far before and behind a frame on the vehicle's way a sweep may be to count in its labels, metres.
             Drift of the poses smears what is aggregated over more, and memory is bounded by it.
         window_s: The same in seconds: a place that is driven through again later has changed.
-        align_heights: Correct the height of the poses by the ground that neighbouring sweeps share; see
+        align_heights: Correct the height of the poses by the ground that neighbouring sweeps share: `flat` where all
+            poses have one height, since none is known then (nuScenes), `always` or `never`; see
             :mod:`spot_ray.occupancy.heights`.
         cell_m: Edge of the cells on which aggregated points are merged to one (their mean), metres. It bounds memory: a
             place that 200 sweeps saw costs no more than one that 10 sweeps saw.
@@ -49,7 +50,7 @@ class LabelConfig:
     classes: Literal["auto", "all", "foreground", "binary"] = "auto"
     window_m: float = 100.0
     window_s: float = 20.0
-    align_heights: bool = True
+    align_heights: Literal["flat", "always", "never"] = "flat"
     cell_m: float = 0.1
     knn_neighbours: int = 5
     knn_radius_m: float = 0.5

@@ -6,6 +6,8 @@ keyframes 4 m apart disagrees by 0.2 m, and aggregated it is smeared over metres
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
@@ -18,19 +20,27 @@ _MOST_HEIGHT_M = 1.0
 _MOST_RELIEF_M = 0.15
 _FEWEST_CELLS = 50
 _PRUNE_AT = 60_000
+_FLAT_M, _WAY_M = 0.001, 1.0
+
+
+def are_flat(world_SE3_ego: Sequence[npt.NDArray[np.float64]]) -> bool:
+    """Tell whether poses have one height all along a way: then they know nothing of it."""
+    place = np.array([pose[:3, 3] for pose in world_SE3_ego])
+    return bool(np.ptp(place[:, 2]) < _FLAT_M and np.ptp(place[:, :2], axis=0).max() > _WAY_M)
 
 
 class HeightAligner:
     """Moves each pose of a sequence up or down until its ground meets that of the sweeps before it.
 
     The correction is the median difference of height over the cells of 0.5 m in which the sweep and a map of the
-    sweeps before it (the newest counts) both have flat ground. Where they share too little the last correction stays.
+    sweeps before it (the newest counts) both have flat ground. Where they share too little the last correction stays,
+    `correction_m`, metres.
     """
 
     def __init__(self) -> None:
         self._origin: npt.NDArray[np.float64] | None = None
         self._key, self._height = np.zeros(0, np.int64), np.zeros(0)
-        self._correction = 0.0
+        self.correction_m = 0.0
 
     def correct(
         self,
@@ -50,10 +60,10 @@ class HeightAligner:
         key, height = _ground_heights(xyz[is_ground], world_SE3_ego, self._origin)
         _, mine, before = np.intersect1d(key, self._key, assume_unique=True, return_indices=True)
         if len(mine) >= _FEWEST_CELLS:
-            self._correction = float(np.median(self._height[before] - height[mine]))
+            self.correction_m = float(np.median(self._height[before] - height[mine]))
         corrected = world_SE3_ego.copy()
-        corrected[2, 3] += self._correction
-        key, height = np.append(key, self._key), np.append(height + self._correction, self._height)
+        corrected[2, 3] += self.correction_m
+        key, height = np.append(key, self._key), np.append(height + self.correction_m, self._height)
         # The first of equal keys stays: this sweep's.
         self._key, newest = np.unique(key, return_index=True)
         self._height = height[newest]

@@ -17,7 +17,7 @@ from spot_ray.occupancy.aggregate import PointParts, split_points
 from spot_ray.occupancy.config import LabelConfig
 from spot_ray.occupancy.frame import Frame, LabelledFrame, class_tables, label_frame
 from spot_ray.occupancy.guesses import guess_boxes
-from spot_ray.occupancy.heights import HeightAligner
+from spot_ray.occupancy.heights import HeightAligner, are_flat
 from spot_ray.occupancy.reader import SWEEP_COLUMNS as SWEEP_COLUMNS
 from spot_ray.occupancy.reader import FrameInfo, SequenceReader, SweepList
 from spot_ray.occupancy.segment import Segment, Window, cut, join
@@ -185,15 +185,16 @@ class _Labelling:
         self._lookup = info.taxonomy.lookup()
         self._has_points = any(frame.has_point_labels for frame in frames)
         self._classes = class_tables(info.taxonomy, config, has_points=self._has_points)
-        origin = np.eye(4) if frames[0].world_SE3_ego is None else frames[0].world_SE3_ego
-        seq_SE3_world = se3.invert(origin)
-        self._seq_SE3_ego = [
-            seq_SE3_world @ (np.eye(4) if f.world_SE3_ego is None else f.world_SE3_ego) for f in frames
-        ]
+        world_SE3_ego = [np.eye(4) if f.world_SE3_ego is None else f.world_SE3_ego for f in frames]
+        # The sequence frame: where the first sweep was, but upright; so numbers stay small wherever in the world it is.
+        first = world_SE3_ego[0]
+        seq_SE3_world = se3.invert(se3.from_yaw(se3.yaw_of(first), first[:3, 3]))
+        self._seq_SE3_ego = [seq_SE3_world @ pose for pose in world_SE3_ego]
         # Boxes are interpolated by the poses as they are: where those are flat, the boxes' heights are too.
         self._tracks = find_tracks(frames, self._seq_SE3_ego, self._lookup, moving_m=config.moving_m)
         self._guesses = guess_boxes(frames, self._seq_SE3_ego, self._tracks)
-        self._aligner = HeightAligner() if config.align_heights and self._together else None
+        aligned = config.align_heights == "always" or (config.align_heights == "flat" and are_flat(world_SE3_ego))
+        self._aligner = HeightAligner() if aligned and self._together else None
         self._has_boxes = any(frame.boxes is not None for frame in frames)
         self._reject_moving = config.reject_moving and self._together and not self._has_boxes
         keyframes = [i for i, frame in enumerate(frames) if frame.keyframe]
@@ -229,7 +230,19 @@ class _Labelling:
     def _build(self, segment: range) -> Segment:
         """Read the sweeps of a segment and add them up."""
         poses = self._seq_SE3_ego[segment.start : segment.stop]
-        built = Segment(self._config.grid, poses, self._config, with_rays=self._together, with_seen=self._reject_moving)
+        if self._aligner is not None:
+            # As high as the last sweep before: a long climb would leave the segment's space otherwise.
+            raised = np.eye(4)
+            raised[2, 3] = self._aligner.correction_m
+            poses = [raised @ pose for pose in poses]
+        built = Segment(
+            self._config.grid,
+            poses,
+            self._config,
+            with_rays=self._together,
+            with_seen=self._reject_moving,
+            with_margin=self._aligner is not None,
+        )
         for i in segment:
             sweep, part = self._read(i)
             if self._aligner is not None:

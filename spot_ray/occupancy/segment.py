@@ -65,6 +65,7 @@ class Segment:
         config: How to label.
         with_rays: Whether other frames look up what its rays passed.
         with_seen: Whether what moved is told by the rays that passed its place.
+        with_margin: Whether the poses' heights are corrected later.
     """
 
     def __init__(
@@ -75,12 +76,13 @@ class Segment:
         *,
         with_rays: bool,
         with_seen: bool,
+        with_margin: bool,
     ) -> None:
         self._cell_m = config.cell_m
         self.ground = CloudBuilder(config.cell_m)
         self.standing = CloudBuilder(config.cell_m)
         self.objects: dict[int, CloudBuilder] = defaultdict(lambda: CloudBuilder(config.cell_m))
-        margin = _MARGIN_Z_M if config.align_heights else 0.0
+        margin = _MARGIN_Z_M if with_margin else 0.0
         self.space = PassedSpace(grid, seq_SE3_ego, config.space_cell_m, margin_z_m=margin) if with_rays else None
         self.seen = SeenSpace(grid, seq_SE3_ego, config.space_cell_m, margin_z_m=margin) if with_seen else None
 
