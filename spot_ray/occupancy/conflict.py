@@ -27,7 +27,8 @@ from spot_ray.occupancy.cloud import Cloud
 
 PERIODS = 32
 """A segment is split into at most so many periods, the bits of a cell's two masks. Within one of them a thing that is
-both hit and passed counts as hit, and ten sweeps that pass count as one."""
+both hit and passed counts as hit. All sweeps tell what is hit; the rays of the first sweep of each period tell what is
+passed, so that a long segment costs no more than a short one."""
 
 _BELOW_M, _ABOVE_M = 3.0, 4.5
 """Rays count so far below and above the ground under the vehicle: movers are there, the rest of the space is spared."""
@@ -53,7 +54,7 @@ _LOWEST_M = 0.1
 """Cells vote whose height over the ground is within the first two; lower ones are grazed by rays to the ground, and
 follow their neighbours down to the last, below which it is the ground itself."""
 
-_STANDING_S = 2.0
+_STANDING_S = 1.0
 """What could move and stands must have been hit over so long a time."""
 
 _FIRST_BLOCKS = 1 << 11
@@ -93,6 +94,7 @@ class SeenSpace:
         self.start_ns = np.zeros(PERIODS, np.int64)
         self._num_sweeps = len(seq_SE3_ego)
         self._added = 0
+        self._period = -1
 
     def add(
         self,
@@ -112,15 +114,17 @@ class SeenSpace:
             timestamp_ns: Its time.
         """
         period = self._added * min(PERIODS, self._num_sweeps) // self._num_sweeps
+        begins, self._period = period != self._period, period
         self._added += 1
-        if self.start_ns[period] == 0:
-            self.start_ns[period] = timestamp_ns
         bit = np.uint32(1 << period)
         to_cells = seq_SE3_ego[:3] / self.cell_m
         to_cells[:, 3] -= self.first
         middle = float(to_cells[2, 3])
         slab = middle - _BELOW_M / self.cell_m, middle + _ABOVE_M / self.cell_m
-        done = 0
+        done = len(xyz)
+        if begins:
+            self.start_ns[period] = timestamp_ns
+            done = 0
         while done < len(xyz):
             self.passed.make_room()
             done, self.passed.used = _mark_passed(
