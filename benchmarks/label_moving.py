@@ -79,7 +79,7 @@ def aggregate(case: Case, tier: str, config: LabelConfig) -> tuple[Window, list[
     lookup = case.info.taxonomy.lookup()
     classes = class_tables(case.info.taxonomy, config, has_points=tier == "points")
     tracks = find_tracks(sweeps, poses, lookup, moving_m=config.moving_m)
-    segment = Segment(config.grid, poses, config, with_rays=True, with_seen=True)
+    segment = Segment(config.grid, poses, config, with_rays=True, with_seen=True, with_margin=False)
     for i, sweep in enumerate(sweeps):
         part = split_points(
             sweep, tracks.frames[i], np.zeros((0, 7), np.float32), lookup, classes.ground,
