@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from spot_ray.geometry import se3
-from spot_ray.occupancy.heights import HeightAligner
+from spot_ray.occupancy.heights import HeightAligner, are_flat
 from spot_ray.schema.sweep import Sweep
 from spot_ray.schema.taxonomy import PAPER_TAXONOMY
 
@@ -106,3 +106,12 @@ def test_a_long_drive_forgets_where_it_began():
     assert moved == pytest.approx(-0.79, abs=1e-3)
     again = aligner.correct(level(0.0), np.ones(8000, bool), np.eye(4))[2, 3]
     assert again == moved, "had it not forgotten the first sweep's ground, it would be at 0 again"
+
+
+def test_poses_that_have_one_height_along_a_way_know_none():
+    def way(*xyz):
+        return [se3.from_yaw(0.3, place) for place in xyz]
+
+    assert are_flat(way((0, 0, 7.0), (2, 0, 7.0), (4, 1, 7.0)))
+    assert not are_flat(way((0, 0, 7.0), (2, 0, 7.01), (4, 1, 7.0)))
+    assert not are_flat(way((0, 0, 7.0), (0.1, 0, 7.0))), "a vehicle that stands does not climb"

@@ -201,3 +201,22 @@ def test_heights_are_corrected_on_over_all_segments():
     smeared = label_sequence(drive, info=INFO, config=LabelConfig(grid=grid, window_s=1.0, align_heights="never"))[0][2]
     centres = grid.centers(smeared.index)
     assert np.abs(centres[:, 2] - 0.05 * centres[:, 0]).max() > 0.15
+
+
+def test_a_long_climb_stays_in_the_space_of_its_segments():
+    # A meter a sweep, under poses that stay level: at the end 14 m above where the poses say.
+    rng = np.random.default_rng(0)
+    drive = []
+    for i in range(15):
+        xyz = rng.uniform([-4, -15, 0], [4, 15, 0], (6000, 3))
+        xyz[:, 2] = 0.25 * xyz[:, 0]
+        pose = se3.from_yaw(0.0, (4.0 * i, 0.0, 0.0))
+        drive.append(Sweep("log", str(i), round(i * 1.1e9), xyz.astype(np.float32), pose))
+    grid = VoxelGrid((-4.0, -4.0, -1.1), (0.2, 0.2, 0.2), (40, 40, 11))
+    config = LabelConfig(grid=grid, window_s=1.0, reject_moving=False)
+    labels = label_sequence(drive, info=INFO, config=config)[0]
+
+    def seen_by_others(frame):
+        return (unpack_bits(frame.observed, grid.shape) & ~unpack_bits(frame.observed_by_frame, grid.shape)).sum()
+
+    assert seen_by_others(labels[13]) > 0.9 * seen_by_others(labels[3]) > 100
