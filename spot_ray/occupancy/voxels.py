@@ -67,9 +67,9 @@ def decide(
     sparse, it is all that is known.
 
     Of the classes with a twentieth of a face a foreground class goes before others (the one that a planner must not
-    miss), these before ground, and that before none; of alike ones the rarer in the frame: a sign would else be lost to the
-    pole that it hangs on. A class with less surface only has a voxel that no other has more of. Where no point has a
-    class, that of most of the voxels around is taken that is not ground; else the voxel is occupied without one.
+    miss), these before ground, and that before none; of alike ones the rarer in the frame: a sign would else be lost to
+    the pole that it hangs on. A class with less surface only has a voxel that no other has more of. Where no point has
+    a class, that of most of the voxels around is taken that is not ground; else the voxel is occupied without one.
 
     Args:
         surfaces: What stands for surface; points outside the grid do not count.
