@@ -11,7 +11,7 @@ from spot_ray.geometry import boxes as boxes_ops
 from spot_ray.occupancy.ground import ground_mask
 from spot_ray.occupancy.guesses import MARGIN_M
 from spot_ray.occupancy.tracks import FrameObjects
-from spot_ray.schema.sweep import Sweep
+from spot_ray.schema.sweep import NO_LABEL_ZONE, Sweep
 from spot_ray.schema.taxonomy import IGNORE
 
 _LARGE_M2 = 2.0
@@ -84,7 +84,11 @@ def split_points(
     low, high = np.array(ego_body_m[:3]), np.array(ego_body_m[3:])
     on_ego = np.all((sweep.xyz >= low) & (sweep.xyz <= high), axis=1) & (label == IGNORE) & (box < 0)
     is_ground = ground[label] | (by_geometry & ~on_ego & ~between)
-    doubtful = between | ((_in_enlarged(sweep.xyz, guessed, MARGIN_M) >= 0) & (box < 0) & ~is_ground)
+    doubtful = (_in_enlarged(sweep.xyz, guessed, MARGIN_M) >= 0) & (box < 0) & ~is_ground
+    if sweep.flags is not None and objects.known:
+        # Nobody drew boxes there, though elsewhere in the sweep.
+        doubtful |= (sweep.flags & NO_LABEL_ZONE > 0) & (label == IGNORE) & ~is_ground
+    doubtful |= between
     return PointParts(label, box, on_ego, doubtful, is_ground)
 
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from spot_ray.schema.sweep import Boxes, Sweep
 
-SWEEP_COLUMNS = ("xyz", "lidar_id", "time_offset_ns", "point_source_class", "boxes")
+SWEEP_COLUMNS = ("xyz", "lidar_id", "time_offset_ns", "flags", "point_source_class", "boxes")
 """The columns of a sweep that labelling reads."""
 
 

@@ -17,7 +17,7 @@ from spot_ray.occupancy.label import label_frames, label_sequence
 from spot_ray.occupancy.reader import SweepList
 from spot_ray.schema.dataset import DatasetInfo
 from spot_ray.schema.sensors import LidarSpec, nominal_mount
-from spot_ray.schema.sweep import Boxes, Sweep
+from spot_ray.schema.sweep import NO_LABEL_ZONE, Boxes, Sweep
 from spot_ray.schema.taxonomy import PAPER_TAXONOMY
 
 GRID = VoxelGrid((0.0, -2.0, 0.0), (0.5, 0.5, 0.5), (16, 8, 4))
@@ -616,3 +616,18 @@ def test_boxes_alone_tell_foreground_ground_and_other_apart(fill_holes):
     assert name_at(3.1, 0.35, 0.7) == "vehicle"
     assert name_at(6.22, 1.2, 1.8) == "other"
     assert {name_at(4.7, y, 0.05) for y in (-1.7, 1.3, 1.7)} == {"ground"}
+
+
+def test_what_no_box_could_be_drawn_around_counts_in_the_frame_that_saw_it():
+    def drive(flags):
+        return [
+            sweep([[2.2 + i, 0.05, 1.05], [7.2, 1.3, 1.05]], frame=i, boxes=[], flags=np.array(flags, np.uint8))
+            for i in range(3)
+        ]
+
+    def places(flags):
+        _, frames, _ = label(*drive(flags))
+        return [sorted(GRID.centers(frame.index)[:, 0].tolist()) for frame in frames]
+
+    assert places([0, 0]) == [[2.25, 3.25, 4.25, 7.25]] * 3, "in no box, it counts as standing"
+    assert places([NO_LABEL_ZONE, 0]) == [[2.25, 7.25], [3.25, 7.25], [4.25, 7.25]]
