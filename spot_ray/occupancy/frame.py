@@ -129,9 +129,9 @@ def label_frame(frame: Frame, window: Window, classes: ClassTables, config: Labe
     surfaces = _surfaces(frame, window, point_label, alone, classes, config)
     ground = None
     if window.ground_map is not None:
-        total, near, ground_label = ground_area(window.ground_map, frame.seq_SE3_ego, grid, near_m=_NEAR_M)
+        total, near, ground_label, measured = ground_area(window.ground_map, frame.seq_SE3_ego, grid, near_m=_NEAR_M)
         ground_label[ground_label == IGNORE] = classes.unlabelled_ground
-        ground = GroundShare((np.where(passed, total, near) / SAMPLES**2).astype(np.float32), ground_label)
+        ground = GroundShare((np.where(passed, total, near) / SAMPLES**2).astype(np.float32), ground_label, measured)
     index, semantic, has_points = decide(
         surfaces,
         ground,

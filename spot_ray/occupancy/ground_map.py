@@ -163,7 +163,7 @@ def _smooth(height: Float32, known: npt.NDArray[np.bool_], rounds: int) -> None:
 
 def ground_area(
     ground: GroundMap, seq_SE3_ego: npt.NDArray[np.float64], grid: VoxelGrid, *, near_m: float
-) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8], npt.NDArray[np.uint8]]:
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8], npt.NDArray[np.uint8], npt.NDArray[np.bool_]]:
     """Return how much of the ground each voxel of a frame holds.
 
     Args:
@@ -174,11 +174,13 @@ def ground_area(
 
     Returns:
         (n,) uint8 samples of the ground in each voxel, of `SAMPLES`² that a level voxel's face has; the same of those
-        near a measured column alone; and the (n,) uint8 class of a voxel with samples, 255 if not known.
+        near a measured column alone; the (n,) uint8 class of a voxel with samples, 255 if not known; and (n,) bool
+        whether one of its samples is of a measured column.
     """
     total = np.zeros(grid.shape, np.uint8)
     near = np.zeros(grid.shape, np.uint8)
     label = np.full(grid.shape, IGNORE, np.uint8)
+    measured = np.zeros(grid.shape, np.bool_)
     if ground.height.size:
         _sample_ground(
             ground.height,
@@ -193,12 +195,15 @@ def ground_area(
             total,
             near,
             label,
+            measured,
         )
-    return total.reshape(-1), near.reshape(-1), label.reshape(-1)
+    return total.reshape(-1), near.reshape(-1), label.reshape(-1), measured.reshape(-1)
 
 
 @numba.njit(cache=True, nogil=True)
-def _sample_ground(height, distance, map_label, first, cell, pose, lower, size, near_m, total, near, label):  # type: ignore[no-untyped-def]
+def _sample_ground(  # type: ignore[no-untyped-def]
+    height, distance, map_label, first, cell, pose, lower, size, near_m, total, near, label, measured
+):
     """Sample the ground in every column of the frame's grid."""
     nx, ny, nz = total.shape
     mx, my = height.shape
@@ -236,5 +241,6 @@ def _sample_ground(height, distance, map_label, first, cell, pose, lower, size, 
                 if 0 <= k < nz:
                     total[i, j, k] += 1
                     near[i, j, k] += distance[a, b] <= near_m
+                    measured[i, j, k] |= distance[a, b] == 0
                     if label[i, j, k] == IGNORE:
                         label[i, j, k] = map_label[a, b]

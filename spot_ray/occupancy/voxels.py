@@ -43,10 +43,12 @@ class GroundShare:
     Args:
         area: (n,) float32 area of the ground in the voxel, as a part of a voxel's face.
         label: (n,) uint8 class of the ground there, 255 where it has none.
+        measured: (n,) bool: a LiDAR measured it there.
     """
 
     area: npt.NDArray[np.float32]
     label: npt.NDArray[np.uint8]
+    measured: npt.NDArray[np.bool_]
 
 
 def decide(
@@ -116,6 +118,8 @@ def decide(
     for _ in range(_ROUNDS if ask_around else 0):
         _ask_around(semantic, index, slot, np.array(grid.shape), ground_classes)
     has_points = (measured[index >> 3] >> (index & 7) & 1).astype(bool)
+    if ground is not None:
+        has_points |= ground.measured[index]
     return index, semantic, has_points
 
 

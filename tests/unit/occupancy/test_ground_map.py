@@ -111,9 +111,9 @@ def test_no_ground_at_all():
     ground = build_ground_map(cloud(), reach_m=6.0)
     assert np.isnan(ground.over_ground(np.zeros((2, 3)))).all()
     grid = VoxelGrid((0.0, 0.0, 0.0), (0.4, 0.4, 0.4), (2, 2, 2))
-    total, near, label = ground_area(ground, np.eye(4), grid, near_m=0.5)
-    assert (total.max(), near.max(), label.min()) == (0, 0, 255)
-    assert total.shape == near.shape == label.shape == (8,)
+    total, near, label, measured = ground_area(ground, np.eye(4), grid, near_m=0.5)
+    assert (total.max(), near.max(), label.min(), measured.max()) == (0, 0, 255, False)
+    assert total.shape == near.shape == label.shape == measured.shape == (8,)
 
 
 GRID = VoxelGrid((-4.0, -4.0, -2.2), (0.4, 0.4, 0.4), (20, 20, 16))
@@ -136,7 +136,7 @@ def made_map(height, *, distance=0.0, size_m=14.0):
 
 def layers(ground, pose=None, near_m=0.5):
     parts = ground_area(ground, np.eye(4) if pose is None else pose, GRID, near_m=near_m)
-    return [part.reshape(GRID.shape) for part in parts]
+    return [part.reshape(GRID.shape) for part in parts[:3]]
 
 
 @pytest.mark.parametrize(("yaw", "pitch", "roll"), [(0.0, 0.0, 0.0), (0.5, 0.06, 0.0), (-1.1, -0.08, 0.05)])
@@ -203,3 +203,14 @@ def test_samples_near_measured_columns_are_counted_apart():
     centre = np.abs(-4.0 + (np.arange(20) + 0.5) * 0.4)
     assert (near[centre < 0.3, :, 5] == SAMPLES**2).all()
     assert near[centre > 1.1].sum() == 0
+
+
+def test_what_a_lidar_measured_is_told_from_what_lies_between():
+    ground = made_map(lambda x, y: 0.0 * x, distance=lambda x, y: np.where(x < 0, 0.0, 0.2))
+    total, near, _, measured = ground_area(ground, np.eye(4), GRID, near_m=0.5)
+    np.testing.assert_array_equal(total, near)
+    level = measured.reshape(GRID.shape)[:, :, 5]
+    # A sample is of the column to its lower side: the last measured one lies at x = -0.1, its samples reach to 0.1.
+    assert level[:11].all()
+    assert not level[11:].any()
+    assert measured.sum() == level.sum()

@@ -49,12 +49,14 @@ def face(size, voxel, count, seed=0):
 
 
 def share(grid, voxels):
-    """A ground of given area and class in some voxels: {(i, j, k): (area, label)}."""
+    """A ground of given area and class in some voxels: {(i, j, k): (area, label)}, measured in those with i > 0."""
     area, label = np.zeros(grid.num_voxels, np.float32), np.full(grid.num_voxels, 255, np.uint8)
+    measured = np.zeros(grid.num_voxels, bool)
     for voxel, (a, c) in voxels.items():
         n = at(grid, voxel)
         area[n], label[n] = a, c
-    return GroundShare(area, label)
+        measured[n] = voxel[0] > 0
+    return GroundShare(area, label, measured)
 
 
 # A face of a 0.4 m voxel has 16 cells of 0.1 m, that of a 0.8 m voxel 64: 0.05 of these are 0.8 and 3.2 points.
@@ -155,7 +157,7 @@ def test_ground_of_enough_area_occupies_a_voxel():
     grid = make_grid(0.4)
     ground = share(grid, {(0, 0, 0): (1.0, 4), (1, 0, 0): (0.06, 4), (2, 0, 0): (0.04, 4)})
     expected = at(grid, (0, 0, 0), (1, 0, 0))
-    assert run(grid, ground=ground) == (expected, [4, 4], [False, False])
+    assert run(grid, ground=ground) == (expected, [4, 4], [False, True])
     # A sliver of ground next to a lot of ground; with a point on it there is enough.
     assert run(grid, surface([[1.0, 0.2, 0.2]], 4), ground=ground)[0] == [*expected, *at(grid, (2, 0, 0))]
 
