@@ -8,8 +8,9 @@
   heights of the volumes' lower face; then that of the labels, stage by stage, with all three
   volumes (`spot_ray.evaluate.official_volumes`).
 - **nuScenes**: voxels left behind in the paths of moving objects (`spot_ray.evaluate.trails`).
-- **Both**: the spread of the ground's height over the sweeps, with the poses as they are and as labelling corrects them
-  (`spot_ray.evaluate.ground_spread`); and the ground found from geometry alone against the points' labels.
+- **Both**: the spread of the ground's height over the sweeps, with the poses as they are and corrected, as labelling does
+  it where they are flat (`spot_ray.evaluate.ground_spread`); and the ground found from geometry alone against the
+  points' labels.
 
 The last line is one JSON object; `--json` leaves out the summary before it.
 """
@@ -19,9 +20,13 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
+import platform
+import sys
 import tempfile
 import time
 from dataclasses import asdict
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +50,13 @@ from spot_ray.storage.dataset import open_dataset
 LOWEST_M = (-2.0, -2.2)
 """The lower face of SemanticKITTI's volumes in the LiDAR's frame: by its configuration, and by the volumes."""
 
-STAGES: dict[str, dict[str, bool]] = {
+STAGES: dict[str, dict[str, bool | str]] = {
     "own_scan": {"aggregate": False, "fill_holes": False},
-    "sequence_poses_as_they_are": {"fill_holes": False, "align_heights": "never"},
     "sequence": {"fill_holes": False},
     "holes_filled": {},
+    "heights_aligned": {"fill_holes": False, "align_heights": "always"},
 }
-"""What SemanticKITTI is labelled with, one stage after the other."""
+"""What SemanticKITTI is labelled with: one stage after the other, and a choice that is off there."""
 
 GROUND_WITHIN_M = 50.0
 STEEP = 0.25
@@ -64,7 +69,13 @@ def main() -> None:
     parser.add_argument("--json", action="store_true", help="print the JSON object only")
     arguments = parser.parse_args()
     started = time.perf_counter()
-    result: dict[str, Any] = {"benchmark": "label_real"}
+    result: dict[str, Any] = {
+        "benchmark": "label_real",
+        "date": datetime.now(UTC).date().isoformat(),
+        "machine": f"{os.cpu_count()} cores, {platform.machine()} {platform.system()}; Python "
+        f"{platform.python_version()}, numpy {np.__version__}",
+        "command": f"python benchmarks/label_real.py {' '.join(sys.argv[1:])}".strip(),
+    }
     with tempfile.TemporaryDirectory() as folder:
         result["semantickitti"] = semantickitti(arguments.data / "semantickitti", Path(folder))
         result["nuscenes"] = nuscenes(arguments.data / "nuscenes", Path(folder))
@@ -187,10 +198,10 @@ def print_summary(result: dict[str, Any]) -> None:
     for frame_id, frame in kitti["frames"].items():
         offsets = ", ".join(f"{k} m: {v:.3f}" for k, v in frame["scan_iou_by_lowest_m"].items())
         print(f"SemanticKITTI 00/{frame_id}: IoU of the scan's voxels and .bin with the lower face at {offsets}")
-        print(f"  {'':<20}{'own scan':>10}{'raw poses':>11}{'sequence':>10}{'holes filled':>14}")
+        print(f"  {'':<20}{'own scan':>10}{'sequence':>10}{'holes filled':>14}{'heights aligned':>17}")
         for name in frame["sequence"]:
-            own, raw, sequence, filled = (figures[name] for kind, figures in frame.items() if kind in STAGES)
-            print(f"  {name:<20}{own:>10.4f}{raw:>11.4f}{sequence:>10.4f}{filled:>14.4f}")
+            own, sequence, filled, aligned = (frame[stage][name] for stage in STAGES)
+            print(f"  {name:<20}{own:>10.4f}{sequence:>10.4f}{filled:>14.4f}{aligned:>17.4f}")
     trails = nusc["trails"]
     print(
         f"nuScenes: {trails['tracks']} moving tracks; of {trails['path']} voxels in their paths {trails['own_class']} "
