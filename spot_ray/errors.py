@@ -6,6 +6,8 @@ traceback and exits with status 2. Our own bugs stay ordinary exceptions and kee
 
 from __future__ import annotations
 
+from typing import Self
+
 
 class SpotRayError(ValueError):
     """Base of all errors that a user can act on.
@@ -23,6 +25,11 @@ class SpotRayError(ValueError):
         self.expected = expected
         self.remedy = remedy
         super().__init__(str(self))  # whoever prints the arguments, as parsers of configs do, prints all of it
+
+    def with_remedies(self, *more: str) -> Self:
+        """Return the same error with more that can be done about it."""
+        remedy = "; ".join(part for part in (self.remedy, *more) if part)
+        return type(self)(self.what, where=self.where, expected=self.expected, remedy=remedy)
 
     def __str__(self) -> str:
         """Return the whole message, one fact a line."""

@@ -3,17 +3,40 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import logging
 import os
 import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from spot_ray.errors import InstallError
+
 if TYPE_CHECKING:
     from ray.data import DataContext
 
 _CHATTY_LOGGERS = ("ray.data._internal.execution.streaming_executor", "ray.data._internal.progress")
 """Loggers that tell of every pipeline's start and end: two lines an epoch and worker amid the training's progress."""
+
+
+def has_ray(num_workers: int | None) -> bool:
+    """Return whether Ray is installed.
+
+    Args:
+        num_workers: How many workers are asked for; None: as many as there can be.
+
+    Raises:
+        InstallError: If several are and it is not.
+    """
+    installed = importlib.util.find_spec("ray") is not None
+    if num_workers is not None and num_workers > 1 and not installed:
+        raise InstallError(
+            "several workers need Ray, which is not installed",
+            where=f"{num_workers} workers",
+            expected="one worker, or Ray",
+            remedy="pip install 'spot_ray[train]', or take one worker (--workers 1)",
+        )
+    return installed
 
 
 @contextlib.contextmanager

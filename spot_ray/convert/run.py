@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -12,10 +11,10 @@ from typing import TYPE_CHECKING
 from spot_ray.config.load import suggestion
 from spot_ray.convert._write import OnBadFrame, WriteOptions, write_unit
 from spot_ray.convert.source import Source, open_by_name
-from spot_ray.errors import ConfigError, DataError, InstallError, SpotRayError
+from spot_ray.errors import ConfigError, DataError, SpotRayError
 from spot_ray.progress import REPORT_EVERY_S, Meter, Monitor, Progress, Reporter
 from spot_ray.schema.dataset import DatasetInfo
-from spot_ray.session import ray_session
+from spot_ray.session import has_ray, ray_session
 from spot_ray.storage.ingest import Ingest
 from spot_ray.storage.ledger import Unit
 from spot_ray.storage.manifest import Notes, SetAside
@@ -92,17 +91,12 @@ def convert(
     log_info = log.info()
     info = dataclasses.replace(log_info, lossless=lossless or log_info.lossless)
     chosen = _choose(log.sequences(), sequences, limit)
-    has_ray = importlib.util.find_spec("ray") is not None
-    if num_workers is not None and num_workers > 1 and not has_ray:
-        raise InstallError(
-            "several workers need Ray, which is not installed",
-            remedy="pip install 'spot_ray[train]', or convert with one worker",
-        )
+    ray_is_there = has_ray(num_workers)
     ingest = Ingest(uri, info, chosen)
     work = _Work(log, ingest.uri, info, WriteOptions(on_bad_frame, relative_poses))
     meter = Meter(_count(ingest.units), _count(ingest.units) - _count(ingest.waiting), on_progress)
     waiting = ingest.waiting
-    parallel = has_ray and len(waiting) > 1 and num_workers != 1
+    parallel = ray_is_there and len(waiting) > 1 and num_workers != 1
     written = _with_ray(work, waiting, num_workers, meter) if parallel else _in_process(work, waiting, meter)
     tally = _Tally()
     try:
@@ -184,12 +178,12 @@ def _choose(known: tuple[str, ...], wanted: Sequence[str] | None, limit: int | N
 
 
 def _with_way_on(error: DataError, kept: int, of_units: int, on_bad_frame: OnBadFrame) -> DataError:
-    ways = [error.remedy] if error.remedy else []
+    ways = []
     if on_bad_frame == "fail":
         ways.append("to leave broken frames out: --on-bad-frame skip")
     if kept:
         ways.append(f"{kept} of {of_units} files are finished: the same command goes on from there")
-    return DataError(error.what, where=error.where, expected=error.expected, remedy="; ".join(ways))
+    return error.with_remedies(*ways)
 
 
 def _in_process(work: _Work, units: Sequence[Unit], meter: Meter) -> Generator[Unit, None, None]:

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib.metadata
-import importlib.util
-import json
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import fields, replace
@@ -14,7 +10,7 @@ from typing import cast
 import pyarrow.compute as pc
 
 from spot_ray.config.load import to_json
-from spot_ray.errors import DataError, InstallError, SpotRayError
+from spot_ray.errors import SpotRayError
 from spot_ray.occupancy.classes import ClassKind, Tier, kind_for, label_classes, tier_of
 from spot_ray.occupancy.config import LabelConfig
 from spot_ray.occupancy.label import LabelReport
@@ -22,13 +18,11 @@ from spot_ray.occupancy.tasks import LabelWork, label_here, label_with_ray
 from spot_ray.progress import Meter, Progress
 from spot_ray.schema.occupancy import OccupancyInfo
 from spot_ray.schema.subset import Subset
-from spot_ray.storage import uri as uris
+from spot_ray.session import has_ray
 from spot_ray.storage.dataset import Dataset, open_dataset
 from spot_ray.storage.label_ingest import LabelIngest
-from spot_ray.storage.occupancy import OccupancySet, label_set_uri, list_label_sets, open_occupancy
-from spot_ray.storage.subset import sequences_of
-
-Provenance = dict[str, str | int | float | bool | None]
+from spot_ray.storage.label_plan import Provenance, sequences_to_label, set_to_add_to, source_hashes
+from spot_ray.storage.occupancy import OccupancySet
 
 
 def label_dataset(
@@ -76,17 +70,14 @@ def label_dataset(
             name that were made otherwise, or overwriting would remove labels of others than the subset's.
         InstallError: If several workers are asked for and Ray is not installed.
     """
-    has_ray = importlib.util.find_spec("ray") is not None
-    if num_workers is not None and num_workers > 1 and not has_ray:
-        raise InstallError(
-            "several workers need Ray, which is not installed",
-            remedy="pip install 'spot_ray[train]', or label with one worker",
-        )
+    ray_is_there = has_ray(num_workers)
     dataset = open_dataset(uri)
-    sequences = _sequences_to_label(dataset, subset)
-    existing = _existing(dataset, name, config, sequences, subset, overwrite=overwrite)
+    sequences = sequences_to_label(dataset, subset)
+    made = {"config": to_json(config, indent=None)}
+    existing = set_to_add_to(dataset, name, made=made, sequences=sequences, subset=subset, overwrite=overwrite)
     tier, kind = _classes(dataset, config, sequences, existing)
-    hashes = _hashes(dataset, config, kind)
+    figures = [field.name for field in fields(LabelReport)]
+    hashes = source_hashes(dataset, figures, to_json(config), kind)
     ingest = LabelIngest(dataset.uri, name, sequences, hash_of=hashes.get, replace=overwrite)
     if ingest.is_done:
         return LabelReport()
@@ -94,7 +85,7 @@ def label_dataset(
     waiting = ingest.waiting
     meter = Meter(len(ingest.units), len(ingest.units) - len(waiting), on_progress)
     to_write = {unit: hashes[unit.sequences[0]] for unit in waiting}
-    if has_ray and num_workers != 1 and len(waiting) > 1:
+    if ray_is_there and num_workers != 1 and len(waiting) > 1:
         written = label_with_ray(work, to_write, num_workers, meter)
     else:
         written = label_here(work, to_write, meter)
@@ -109,7 +100,7 @@ def label_dataset(
         provenance = _provenance(config, total, tier, kind, existing)
         ingest.show(OccupancyInfo(name, config.grid, classes, provenance))
     except SpotRayError as error:
-        raise _with_way_on(error, len(ingest.units) - len(ingest.waiting), len(ingest.units)) from None
+        raise ingest.with_way_on(error) from None
     finally:
         ingest.close()
     return total
@@ -118,66 +109,6 @@ def label_dataset(
 def label_in_process(uri: str, *, name: str = "default", config: LabelConfig, overwrite: bool = False) -> LabelReport:
     """Do what :func:`label_dataset` does in this process, without Ray."""
     return label_dataset(uri, name=name, config=config, num_workers=1, overwrite=overwrite)
-
-
-def _sequences_to_label(dataset: Dataset, subset: Subset | None) -> tuple[str, ...]:
-    """Return the sequences of the dataset, or of its subset, that have key frames."""
-    if not len(dataset):
-        raise DataError(
-            "the dataset lists no frames",
-            where=uris.join(dataset.uri, "manifest"),
-            remedy="copy the whole folder again, or write it anew",
-        )
-    keyframes = dataset.manifest.filter(dataset.manifest.column("keyframe"))
-    chosen = set(sequences_of(dataset, subset))
-    sequences = tuple(s for s in keyframes.column("sequence_id").unique().to_pylist() if s in chosen)
-    if not sequences:
-        raise DataError(
-            f"none of the {len(dataset)} frames is a key frame"
-            if subset is None
-            else f"the sequences of the subset have no key frame: {subset}",
-            where=dataset.uri,
-            expected="at least one: key frames are what is labelled",
-            remedy="mark them when writing (Sweep.keyframe)",
-        )
-    return sequences
-
-
-def _existing(
-    dataset: Dataset,
-    name: str,
-    config: LabelConfig,
-    sequences: Sequence[str],
-    subset: Subset | None,
-    *,
-    overwrite: bool,
-) -> OccupancySet | None:
-    """Return the label set that is to be added to, None if it is to be made or replaced."""
-    folder = label_set_uri(dataset.uri, name)
-    if overwrite and subset is None:  # whatever is there, even if it cannot be opened
-        return None
-    if name not in list_label_sets(dataset.uri):
-        return None
-    existing = open_occupancy(dataset.uri, name)
-    done = set(existing.manifest.column("sequence_id").to_pylist())
-    if overwrite:
-        others = done.difference(sequences)
-        if others:
-            raise DataError(
-                f"labels {name!r} of {len(others)} sequences outside the subset would be lost",
-                where=folder,
-                expected="a set with labels of the subset's sequences alone",
-                remedy="choose another --name, or leave --subset out to make all of them anew",
-            )
-        return None
-    if existing.info.provenance.get("config") != to_json(config, indent=None):
-        raise DataError(
-            f"{len(done)} sequences have labels {name!r} that were made another way",
-            where=folder,
-            expected=f"config {existing.info.provenance.get('config')}",
-            remedy="choose another --name, or make all of them anew with --overwrite",
-        )
-    return existing
 
 
 def _classes(
@@ -195,19 +126,6 @@ def _classes(
     return tier, kind_for(tier, cast("ClassKind", existing.info.provenance["classes"]))
 
 
-def _hashes(dataset: Dataset, config: LabelConfig, kind: ClassKind) -> dict[str, str]:
-    """Return for each sequence a hash of what its labels are made from and how."""
-    figures = [field.name for field in fields(LabelReport)]
-    how = json.dumps([importlib.metadata.version("spot_ray"), figures, to_json(dataset.info), to_json(config), kind])
-    listed = dataset.manifest.select(["frame_id", "timestamp_ns", "num_points", "keyframe"])
-    hashes = {}
-    for sequence_id in dataset.sequences:
-        frames = dataset.frames_of(sequence_id)
-        rows = json.dumps([sequence_id, listed.slice(frames.start, len(frames)).to_pydict()])
-        hashes[sequence_id] = hashlib.blake2b((how + rows).encode(), digest_size=16).hexdigest()
-    return hashes
-
-
 def _provenance(
     config: LabelConfig, report: LabelReport, tier: Tier, kind: ClassKind, existing: OccupancySet | None
 ) -> Provenance:
@@ -223,11 +141,3 @@ def _provenance(
         "objects_moved_with_boxes": report.frames_with_boxes == report.frames
         and before.get("objects_moved_with_boxes", True),
     }
-
-
-def _with_way_on(error: SpotRayError, kept: int, of_sequences: int) -> SpotRayError:
-    if not kept:
-        return error
-    way_on = f"{kept} of {of_sequences} sequences are finished: the same command goes on from there"
-    remedy = "; ".join(part for part in (error.remedy, way_on) if part)
-    return type(error)(error.what, where=error.where, expected=error.expected, remedy=remedy)

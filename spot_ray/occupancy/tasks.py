@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 import functools
-import pickle
-import queue
-import threading
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import suppress
+from contextlib import closing
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from spot_ray.errors import SpotRayError
 from spot_ray.occupancy.config import LabelConfig
 from spot_ray.occupancy.dataset_reader import DatasetSequence
 from spot_ray.occupancy.label import LabelReport, label_frames
-from spot_ray.progress import REPORT_EVERY_S, Meter, Monitor, Reporter, Stopped
+from spot_ray.progress import Meter, Reporter
 from spot_ray.schema.occupancy import Occupancy
-from spot_ray.session import quiet_data_context, ray_session
+from spot_ray.sequence_tasks import Item, do_item, do_with_ray
 from spot_ray.storage import uri as uris
 from spot_ray.storage.dataset import open_dataset
 from spot_ray.storage.ledger import Unit, write_receipt
@@ -100,65 +96,25 @@ def label_with_ray(work: LabelWork, hashes: Mapping[Unit, str], num_workers: int
         num_workers: Tasks at a time; None: as many as there are CPUs.
         meter: Counts the frames.
     """
-    import ray
     import ray.data
 
-    with ray_session():
-        monitor = ray.remote(num_cpus=0)(Monitor).remote()
-        items = [{"sequence_id": unit.sequences[0], "source_hash": hashes[unit]} for unit in hashes]
-        with quiet_data_context():
-            # One block a sequence, so that each is a task of its own and comes back as soon as it is written.
-            tasks = ray.data.from_items(items, override_num_blocks=len(items)).map(
-                functools.partial(_task, work=work, monitor=monitor),
-                num_cpus=1,
-                compute=ray.data.TaskPoolStrategy(size=num_workers),
-            )
-        # Read to its end in a thread, whatever happens here: a stream that is abandoned cancels its tasks, and Ray 2.60
-        # aborts this process when a task ends while it is being cancelled.
-        results: queue.SimpleQueue[dict[str, Any] | BaseException] = queue.SimpleQueue()
-        reader = threading.Thread(target=_collect, args=(tasks, results), daemon=True)
-        reader.start()
-        try:
-            waiting = len(hashes)
-            while waiting:
-                result: dict[str, Any] | BaseException | None = None
-                with suppress(queue.Empty):
-                    result = results.get(timeout=REPORT_EVERY_S)
-                meter.frames(ray.get(monitor.num_frames.remote()))
-                if isinstance(result, BaseException):
-                    raise result
-                if result is not None:
-                    if result["error"] is not None:
-                        raise pickle.loads(result["error"])
-                    waiting -= 1
-                    yield Unit((result["sequence_id"],))
-        finally:
-            ray.get(monitor.stop.remote())
-            reader.join()
-            ray.kill(monitor)
+    def mapped(items: ray.data.Dataset, monitor: ray.actor.ActorHandle) -> ray.data.Dataset:
+        return items.map(
+            functools.partial(_task, work=work, monitor=monitor),
+            num_cpus=1,
+            compute=ray.data.TaskPoolStrategy(size=num_workers),
+        )
+
+    items = [{"sequence_id": unit.sequences[0], "source_hash": hashes[unit]} for unit in hashes]
+    with closing(do_with_ray(items, mapped, meter)) as finished:
+        for item in finished:
+            yield Unit((item["sequence_id"],))
 
 
-def _collect(tasks: ray.data.Dataset, results: queue.SimpleQueue[dict[str, Any] | BaseException]) -> None:
-    try:
-        for row in tasks.iter_rows():
-            results.put(row)
-    except BaseException as error:  # raised where the results are taken
-        results.put(error)
+def _task(item: Item, *, work: LabelWork, monitor: ray.actor.ActorHandle) -> Item:
+    """Label one sequence in a Ray task."""
 
-
-def _task(item: dict[str, str], *, work: LabelWork, monitor: ray.actor.ActorHandle) -> dict[str, Any]:
-    """Label one sequence in a Ray task.
-
-    A user's error is a result like another: raised, Ray would log it with a traceback and wrap it.
-    """
-    reporter = Reporter(monitor)
-    error = None
-    try:
-        reporter.tell()
+    def label(reporter: Reporter) -> None:
         work.write(Unit((item["sequence_id"],)), item["source_hash"], lambda: reporter.frame(0), reporter.frame)
-        reporter.tell()
-    except SpotRayError as caught:
-        error = pickle.dumps(caught)
-    except Stopped:  # nobody takes the result any more
-        pass
-    return {"sequence_id": item["sequence_id"], "error": error}
+
+    return do_item(item, monitor, label)

@@ -16,6 +16,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from spot_ray.errors import SpotRayError
 from spot_ray.schema.manifest import OCCUPANCY_MANIFEST
 from spot_ray.schema.occupancy import OccupancyInfo
 from spot_ray.storage import manifest
@@ -107,6 +108,15 @@ class LabelIngest:
         else:
             write_info(self._root, info)
             self._ledger.show(self.units)
+
+    def with_way_on(self, error: SpotRayError) -> SpotRayError:
+        """Return the error that ends the run, telling what of the run is kept."""
+        kept = len(self.units) - len(self.waiting)
+        if not kept:
+            return error
+        return error.with_remedies(
+            f"{kept} of {len(self.units)} sequences are finished: the same command goes on from there"
+        )
 
     def close(self) -> None:
         """Remove what nobody needs: receipts that have served, what was replaced, folders of a run without results."""

@@ -3,42 +3,41 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import importlib.metadata
-import importlib.util
-import pickle
+import functools
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from spot_ray.config.load import to_json
-from spot_ray.errors import DataError, InstallError, SpotRayError
+from spot_ray.errors import SpotRayError
 from spot_ray.progress import Meter, Progress
 from spot_ray.schema.occupancy import Occupancy, OccupancyInfo
 from spot_ray.schema.subset import Subset
-from spot_ray.session import quiet_data_context, ray_session
+from spot_ray.sequence_tasks import Item, do_item, do_with_ray
+from spot_ray.session import has_ray
 from spot_ray.storage import uri as uris
 from spot_ray.storage.dataset import Dataset, open_dataset
 from spot_ray.storage.label_ingest import LabelIngest
+from spot_ray.storage.label_plan import Provenance, sequences_to_label, set_to_add_to, source_hashes
 from spot_ray.storage.ledger import Unit, write_receipt
 from spot_ray.storage.manifest import SequenceNotes
-from spot_ray.storage.occupancy import OccupancySet, label_set_uri, list_label_sets, open_occupancy, write_occupancy
-from spot_ray.storage.subset import sequences_of
+from spot_ray.storage.occupancy import write_occupancy
 from spot_ray.train.checkpoint import LoadedModel, load_model, resolve, weights_digest
 from spot_ray.train.pseudo_labels import PseudoLabelConfig, check_dataset, figures_of, predict_labels
+
+if TYPE_CHECKING:
+    import ray
 
 GENERATOR = "spot_ray.train.pseudo_labels"
 """What the provenance of such a label set says that made it."""
 
-Provenance = dict[str, str | int | float | bool | None]
-
-Labelled = Generator[tuple[str, int], None, None]
-"""Yields a sequence whose labels are written, and the number of its frames."""
+Written = Generator[str, None, None]
+"""Yields each sequence when its labels and their receipt are written."""
 
 
 def label_with_checkpoint(
@@ -69,7 +68,7 @@ def label_with_checkpoint(
         overwrite: Replace the label set of this name.
         subset: Label only the sequences that hold frames of it, each as a whole; None: all. What it leaves out can be
             labelled later.
-        on_progress: Called after each sequence.
+        on_progress: Called about twice a second.
 
     Returns:
         The sums of :func:`~spot_ray.train.pseudo_labels.figures_of` over all frames that became visible now; nothing if
@@ -84,39 +83,36 @@ def label_with_checkpoint(
             the subset's.
         InstallError: If several workers are asked for and Ray is not installed.
     """
-    has_ray = importlib.util.find_spec("ray") is not None
-    if num_workers is not None and num_workers > 1 and not has_ray:
-        raise InstallError("several workers need Ray, which is not installed", remedy="label with one worker")
+    ray_is_there = has_ray(num_workers)
     dataset = open_dataset(uri)
-    sequences = _sequences_with_keyframes(dataset, subset)
+    sequences = sequences_to_label(dataset, subset)
     checkpoint = resolve(checkpoint)  # workers shall load this one, even if a newer one appears meanwhile
     loaded = load_model(checkpoint)
     check_dataset(loaded, dataset, _keyframes(dataset, sequences[0])[0], config)
     provenance = _provenance(loaded, weights_digest(checkpoint), config)
-    where = label_set_uri(dataset.uri, name)
-    if name in list_label_sets(dataset.uri):
-        if not overwrite:
-            _check_addable(open_occupancy(dataset.uri, name), provenance, where)
-        elif subset is not None:
-            _check_replaceable(open_occupancy(dataset.uri, name), sequences, where)
-    hashes = {s: _hash_of(dataset, s, provenance) for s in dataset.sequences}
+    set_to_add_to(dataset, name, made=provenance, sequences=sequences, subset=subset, overwrite=overwrite)
+    hashes = source_hashes(dataset, provenance)
     ingest = LabelIngest(dataset.uri, name, sequences, hash_of=hashes.get, replace=overwrite)
     if ingest.is_done:
         return Counter()
     job = _Job(dataset.uri, ingest.folder, checkpoint, config, hashes)
     waiting = [unit.sequences[0] for unit in ingest.waiting]
     meter = Meter(len(ingest.units), len(ingest.units) - len(waiting), on_progress)
-    alone = num_workers == 1 or len(waiting) <= 1 or not has_ray
+    if ray_is_there and num_workers != 1 and len(waiting) > 1:
+        written = _label_with_ray(job, waiting, num_workers, meter)
+    else:
+        written = _label_here(job, waiting, meter)
     try:
-        with closing(_label_here(job, waiting) if alone else _label_with_ray(job, waiting, num_workers)) as labelled:
-            for sequence_id, num_frames in labelled:
+        with closing(written):
+            for sequence_id in written:
                 ingest.wrote(Unit((sequence_id,)))
-                meter.num_frames += num_frames
                 meter.finished(1)
         total: Counter[str] = Counter()
         for notes in ingest.notes().values():
             total.update({figure: int(count) for figure, count in notes.figures.items()})
         ingest.show(OccupancyInfo(name, loaded.grid, loaded.taxonomy.classes, provenance))
+    except SpotRayError as error:
+        raise ingest.with_way_on(error) from None
     finally:
         ingest.close()
     return total
@@ -142,15 +138,26 @@ class _Job:
 
 
 class _Labeller:
-    """A network on its device; what Ray keeps as an actor, so that it is loaded once."""
+    """A network on its device, loaded once, with the first sequence."""
 
     def __init__(self, job: _Job) -> None:
         self._job = job
-        self._dataset = open_dataset(job.uri)
-        self._loaded = load_model(job.checkpoint, "cuda" if torch.cuda.is_available() else "cpu")
 
-    def label(self, sequence_id: str) -> int:
-        """Write one sequence's labels and their receipt; return the number of frames."""
+    @functools.cached_property
+    def _dataset(self) -> Dataset:
+        return open_dataset(self._job.uri)
+
+    @functools.cached_property
+    def _loaded(self) -> LoadedModel:
+        return load_model(self._job.checkpoint, "cuda" if torch.cuda.is_available() else "cpu")
+
+    def label(self, sequence_id: str, on_frame: Callable[[], None]) -> None:
+        """Write one sequence's labels and their receipt.
+
+        Args:
+            sequence_id: The sequence.
+            on_frame: Called after each frame; may raise :class:`~spot_ray.progress.Stopped`: then nothing is written.
+        """
         figures: Counter[str] = Counter()
 
         def counted() -> Iterator[Occupancy]:
@@ -158,50 +165,52 @@ class _Labeller:
             for labels in predict_labels(self._loaded, self._dataset, frames, self._job.config):
                 figures.update(figures_of(labels, self._loaded))
                 yield labels
+                on_frame()
 
         with _one_thread():
             rows = write_occupancy(self._job.uri, self._job.folder, sequence_id, counted())
         notes = {sequence_id: SequenceNotes(self._job.hashes[sequence_id], figures=dict(figures))}
         write_receipt(uris.join(self._job.uri, self._job.folder), Unit((sequence_id,)), rows, notes)
-        return int(rows.num_rows)
-
-    def __call__(self, item: dict[str, str]) -> dict[str, Any]:
-        """Label a sequence for Ray. A user's error is a result like another: raised, Ray would wrap and log it."""
-        try:
-            return {**item, "num_frames": self.label(item["sequence_id"]), "error": None}
-        except SpotRayError as error:
-            return {**item, "num_frames": 0, "error": pickle.dumps(error)}
 
 
-def _label_here(job: _Job, sequences: Sequence[str]) -> Labelled:
-    if sequences:
-        labeller = _Labeller(job)
-        for sequence_id in sequences:
-            yield sequence_id, labeller.label(sequence_id)
+class _Actor:
+    """What Ray Data keeps running, so that it loads the network once."""
+
+    def __init__(self, job: _Job, monitor: ray.actor.ActorHandle) -> None:
+        self._labeller = _Labeller(job)
+        self._monitor = monitor
+
+    def __call__(self, item: Item) -> Item:
+        """Label one sequence."""
+        return do_item(item, self._monitor, lambda reporter: self._labeller.label(item["sequence_id"], reporter.frame))
 
 
-def _label_with_ray(job: _Job, sequences: Sequence[str], num_workers: int | None) -> Labelled:
+def _label_here(job: _Job, sequences: Sequence[str], meter: Meter) -> Written:
+    labeller = _Labeller(job)
+    for sequence_id in sequences:
+        labeller.label(sequence_id, lambda: meter.frames(meter.num_frames + 1))
+        yield sequence_id
+
+
+def _label_with_ray(job: _Job, sequences: Sequence[str], num_workers: int | None, meter: Meter) -> Written:
     import ray
     import ray.data
 
-    with ray_session():
+    def mapped(items: ray.data.Dataset, monitor: ray.actor.ActorHandle) -> ray.data.Dataset:
         there = ray.cluster_resources()
         kind = "GPU" if there.get("GPU", 0) >= 1 else "CPU"
         most = min(num_workers or int(there[kind]), len(sequences))
-        with quiet_data_context():
-            # One block a sequence, so that each comes back as soon as it is written.
-            items = ray.data.from_items([{"sequence_id": s} for s in sequences], override_num_blocks=len(sequences))
-            results = items.map(
-                _Labeller,
-                fn_constructor_kwargs={"job": job},
-                num_cpus=1,
-                num_gpus=1 if kind == "GPU" else None,
-                compute=ray.data.ActorPoolStrategy(min_size=1, max_size=most),  # as many as find room
-            )
-        for result in results.iter_rows():
-            if result["error"] is not None:
-                raise pickle.loads(result["error"])
-            yield result["sequence_id"], result["num_frames"]
+        return items.map(
+            _Actor,
+            fn_constructor_kwargs={"job": job, "monitor": monitor},
+            num_cpus=1,
+            num_gpus=1 if kind == "GPU" else None,
+            compute=ray.data.ActorPoolStrategy(min_size=1, max_size=most),  # as many as find room
+        )
+
+    with closing(do_with_ray([{"sequence_id": s} for s in sequences], mapped, meter)) as finished:
+        for item in finished:
+            yield item["sequence_id"]
 
 
 @contextlib.contextmanager
@@ -213,19 +222,6 @@ def _one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
-
-
-def _sequences_with_keyframes(dataset: Dataset, subset: Subset | None) -> tuple[str, ...]:
-    chosen = sequences_of(dataset, subset)
-    sequences = tuple(s for s in chosen if _keyframes(dataset, s))
-    if not sequences:
-        raise DataError(
-            f"no key frame is in {len(chosen)} sequences",
-            where=dataset.uri if subset is None else f"{dataset.uri}, {subset}",
-            expected="at least one: key frames are what is labelled",
-            remedy="mark them when writing (Sweep.keyframe)",
-        )
-    return sequences
 
 
 def _keyframes(dataset: Dataset, sequence_id: str) -> list[int]:
@@ -246,38 +242,3 @@ def _provenance(loaded: LoadedModel, digest: str, config: PseudoLabelConfig) -> 
         "step": loaded.step,
         "config": to_json(config, indent=None),
     }
-
-
-def _check_addable(existing: OccupancySet, provenance: Provenance, where: str) -> None:
-    """Check that the labels that are there were made in this very way."""
-    there = existing.info.provenance
-    differing = [key for key, value in provenance.items() if there.get(key) != value]
-    if differing:
-        raise DataError(
-            f"there are labels {existing.info.name!r} that were made another way",
-            where=where,
-            expected="; ".join(f"{key} {there.get(key)}, not {provenance[key]}" for key in differing),
-            remedy="choose another --name, or make all of them anew with --overwrite",
-        )
-
-
-def _check_replaceable(existing: OccupancySet, sequences: Sequence[str], where: str) -> None:
-    """Check that no sequence would lose its labels."""
-    others = set(existing.manifest.column("sequence_id").to_pylist()).difference(sequences)
-    if others:
-        raise DataError(
-            f"labels {existing.info.name!r} of {len(others)} sequences outside the subset would be lost",
-            where=where,
-            expected="a set with labels of the subset's sequences alone",
-            remedy="choose another --name, or leave --subset out to make all of them anew",
-        )
-
-
-def _hash_of(dataset: Dataset, sequence_id: str, provenance: Provenance) -> str:
-    """Return a hash of the sequence's frames and of how they are labelled."""
-    frames = dataset.frames_of(sequence_id)
-    rows = dataset.manifest.slice(frames.start, len(frames))
-    columns = ("frame_id", "timestamp_ns", "num_points", "keyframe")
-    version = importlib.metadata.version("spot_ray")
-    content = [version, provenance, *(rows.column(name).to_pylist() for name in columns)]
-    return hashlib.sha256(repr(content).encode()).hexdigest()

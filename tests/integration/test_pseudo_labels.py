@@ -1,11 +1,13 @@
 """A network labels a dataset from Ray actors as it does in one process."""
 
 import dataclasses
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
-from spot_ray.errors import DataError
 from spot_ray.geometry.grid import VoxelGrid
 from spot_ray.models.config import BevConfig, DecoderConfig, EncoderConfig, VoxelConfig
 from spot_ray.recipes.pretraining import pretraining_recipe
@@ -70,9 +72,39 @@ def test_actors_and_one_process_make_the_same_labels(checkpoint, tmp_path):
     assert any(np.any(observed) for _, observed in contents(uri, "ray").values())
 
 
-def test_an_error_in_an_actor_is_the_users_error_and_leaves_no_set(checkpoint, tmp_path):
-    uri = synthesized(tmp_path / "data", sequences=3)
-    sorted((tmp_path / "data").rglob("shards/*.parquet"))[-1].write_bytes(b"not parquet")
-    with pytest.raises(DataError):
-        label_with_checkpoint(uri, checkpoint=checkpoint, name="ray", config=PseudoLabelConfig(), num_workers=2)
+def test_an_error_in_an_actor_ends_the_job_with_its_message_and_what_is_finished_stays(checkpoint, tmp_path):
+    uri = synthesized(tmp_path / "data", sequences=4)
+    shard = sorted((tmp_path / "data").rglob("shards/*.parquet"))[-1]
+    good = shard.read_bytes()
+    shard.write_bytes(b"not parquet")
+
+    def interrupt(progress):  # so that something is finished, whichever actor is first at the broken file
+        if progress.num_sequences == 1:
+            raise KeyboardInterrupt
+
+    config = PseudoLabelConfig()
+    with pytest.raises(KeyboardInterrupt):
+        label_with_checkpoint(
+            uri, checkpoint=checkpoint, name="default", config=config, num_workers=1, on_progress=interrupt
+        )
+    # A process and a Ray of its own: Ray must not take the process along when it ends.
+    command = [sys.executable, "-m", "spot_ray", "label", "--data", uri, "--from-checkpoint", checkpoint]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    done = subprocess.run([*command, "--workers", "2"], env=environment, capture_output=True, text=True, timeout=200)
+    assert done.returncode == 2, done.stderr
+    assert "cannot read" in done.stderr
+    assert "of 4 sequences are finished: the same command goes on from there" in done.stderr
+    assert "Traceback" not in done.stderr
     assert list_label_sets(uri) == []
+    kept = len(list((tmp_path / "data/occupancy/default/pending").iterdir()))
+    assert 1 <= kept <= 3
+    assert not [p for p in (tmp_path / "data").rglob(".*") if p.is_file()]
+
+    shard.write_bytes(good)
+    seen = []
+    label_with_checkpoint(
+        uri, checkpoint=checkpoint, name="default", config=config, num_workers=1, on_progress=seen.append
+    )
+    assert seen[-1].num_at_start == kept
+    label_with_checkpoint(uri, checkpoint=checkpoint, name="whole", config=config, num_workers=1)
+    assert contents(uri, "default") == contents(uri, "whole")

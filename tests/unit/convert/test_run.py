@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from spot_ray import session
 from spot_ray.convert import files, run
 from spot_ray.convert.run import convert
 from spot_ray.convert.source import BadFrame, read_frames
@@ -266,7 +267,7 @@ def test_an_option_that_the_source_has_not_is_named(raw: Path, tmp_path: Path) -
 def test_several_workers_without_ray_name_the_extra_to_install(
     raw: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(session.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InstallError, match="Ray"):
         to(tmp_path / "out", raw, num_workers=2)
     assert to(tmp_path / "out", raw, num_workers=None).num_frames == 15

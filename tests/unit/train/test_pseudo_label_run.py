@@ -113,14 +113,29 @@ def test_a_killed_run_goes_on(checkpoint: str, data: str) -> None:
     assert "pseudo" not in list_label_sets(data)
     seen: list[Progress] = []
     figures = label(data, checkpoint, on_progress=seen.append)
-    assert [(p.num_at_start, p.num_sequences, p.num_frames) for p in seen] == [(2, 3, 2)]
+    assert {p.num_at_start for p in seen} == {2}
+    assert (seen[-1].num_sequences, seen[-1].num_frames) == (3, 2)
     assert figures["frames"] == 5
     assert contents(data, "pseudo") == contents(data, "whole")
 
 
+def test_an_error_says_that_what_is_finished_stays(checkpoint: str, data: str) -> None:
+    shard = sorted(Path(data).rglob("shards/*.parquet"))[-1]
+    good = shard.read_bytes()
+    shard.write_bytes(b"not parquet")
+    with pytest.raises(DataError, match="cannot read") as caught:
+        label(data, checkpoint)
+    assert caught.value.remedy.endswith("2 of 3 sequences are finished: the same command goes on from there")
+    shard.write_bytes(good)
+    seen: list[Progress] = []
+    label(data, checkpoint, on_progress=seen.append)
+    assert (seen[-1].num_at_start, len(open_occupancy(data, "pseudo"))) == (2, 5)
+
+
 def test_what_another_way_began_is_not_taken(checkpoint: str, data: str) -> None:
-    def stop(_: Progress) -> None:
-        raise KeyboardInterrupt
+    def stop(progress: Progress) -> None:
+        if progress.num_sequences == 1:
+            raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         label(data, checkpoint, config=PseudoLabelConfig(1.0, 1.0), on_progress=stop)
