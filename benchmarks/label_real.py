@@ -8,8 +8,8 @@
   heights of the volumes' lower face; then that of the labels, stage by stage, with all three
   volumes (`spot_ray.evaluate.official_volumes`).
 - **nuScenes**: voxels left behind in the paths of moving objects (`spot_ray.evaluate.trails`).
-- **Both**: the spread of the ground's height over the sweeps, with the poses as they are and corrected, as labelling does
-  it where they are flat (`spot_ray.evaluate.ground_spread`); and the ground found from geometry alone against the
+- **Both**: the spread of the ground's height over the sweeps, with the poses as they are and corrected, as labelling
+  does it where they are flat (`spot_ray.evaluate.ground_spread`); and the ground found from geometry alone against the
   points' labels.
 
 The last line is one JSON object; `--json` leaves out the summary before it.
