@@ -5,7 +5,6 @@ The layout of the paper's Fig. 8. Only arrays come in, so that any stage can be 
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +23,7 @@ from matplotlib.patches import Patch, Polygon
 
 from spot_ray.geometry.grid import VoxelGrid
 from spot_ray.schema.taxonomy import EMPTY, IGNORE
+from spot_ray.view.figure import DPI, INK, LEGEND_ROW_PX, PALE, WIDTH_PX, add_legend, legend_columns, save_png
 from spot_ray.view.from_above import (
     UNOBSERVED_COLOR,
     observed_image,
@@ -33,12 +33,8 @@ from spot_ray.view.from_above import (
     upright,
 )
 
-WIDTH_PX = 1800
-DPI = 100
 LEFT_PX, RIGHT_PX, GAP_PX = 78, 24, 34
-TOP_PX, TITLE_PX, BELOW_PX, LEGEND_ROW_PX = 44, 46, 66, 30
-LEGEND_COLUMN_PX = 190
-INK, PALE = "#22262b", "#8a9099"
+TOP_PX, TITLE_PX, BELOW_PX = 44, 46, 66
 HEIGHT_SPAN_M = (-1.0, 4.0)
 """Heights that the colours of points span."""
 
@@ -99,12 +95,7 @@ def draw_occupancy(
         title=title,
         sweep_title=sweep_title,
     )
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI)
-    if isinstance(file, str | Path):
-        Path(file).write_bytes(buffer.getvalue())
-    else:
-        file.write(buffer.getvalue())
+    save_png(figure, file)
 
 
 def occupancy_figure(
@@ -141,7 +132,7 @@ def occupancy_figure(
     width = (WIDTH_PX - LEFT_PX - RIGHT_PX - GAP_PX * (num_panels - 1)) // num_panels
     height = round(width * span_m[0] / span_m[1])
     entries = _legend_entries(panels, point_classes, class_names, colors)
-    num_columns = max(1, min(len(entries), (WIDTH_PX - LEFT_PX - RIGHT_PX) // LEGEND_COLUMN_PX))
+    num_columns = legend_columns(len(entries), WIDTH_PX - LEFT_PX - RIGHT_PX)
     num_rows = -(-len(entries) // num_columns)
     total = (TOP_PX if title else 0) + TITLE_PX + height + BELOW_PX + LEGEND_ROW_PX * num_rows + 14
 
@@ -169,19 +160,7 @@ def occupancy_figure(
     axes[0].set_ylabel("x, forward (m)", fontsize=12, color=INK)
     if title:
         figure.text(LEFT_PX / WIDTH_PX, 1 - 16 / total, title, fontsize=16, color=INK, va="top", ha="left")
-    if entries:
-        figure.legend(
-            handles=entries,
-            loc="lower center",
-            bbox_to_anchor=(0.5, 6 / total),
-            ncols=num_columns,
-            frameon=False,
-            fontsize=13,
-            labelcolor=INK,
-            handlelength=1.1,
-            handleheight=1.1,
-            columnspacing=1.8,
-        )
+    add_legend(figure, entries, num_columns=num_columns, height_px=total)
     return figure
 
 

@@ -5,7 +5,6 @@ Only arrays come in, so that any stage can be looked at. The camera stands behin
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,14 +22,12 @@ from spot_ray.errors import DataError
 from spot_ray.geometry.boxes import from_box_frame
 from spot_ray.geometry.grid import VoxelGrid
 from spot_ray.schema.taxonomy import EMPTY, IGNORE
+from spot_ray.view.figure import DPI, INK, LEGEND_ROW_PX, WIDTH_PX, add_legend, legend_columns, save_png
 from spot_ray.view.from_above import UNOBSERVED_COLOR
 from spot_ray.view.isometric import Image, Projection, crop_to_reach, isometric_image
 
-WIDTH_PX = 1800
-DPI = 100
 MARGIN_PX, GAP_PX = 28, 36
-TOP_PX, TITLE_PX, LEGEND_ROW_PX, LEGEND_COLUMN_PX = 44, 40, 30, 190
-INK, PALE = "#22262b", "#8a9099"
+TOP_PX, TITLE_PX = 44, 40
 NO_CLASS_COLOR = (184, 190, 198)
 BOX_COLOR = "#d6336c"
 VEHICLE_COLOR = "#4a525c"
@@ -101,12 +98,7 @@ def draw_volumes(
         boxes=boxes,
         title=title,
     )
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=DPI)
-    if isinstance(file, str | Path):
-        Path(file).write_bytes(buffer.getvalue())
-    else:
-        file.write(buffer.getvalue())
+    save_png(figure, file)
 
 
 def volumes_figure(
@@ -147,7 +139,7 @@ def volumes_figure(
     height = round(panel_width * (window[3] - window[2]) / (window[1] - window[0]))
     palette = _palette(colors)
     entries = _legend_entries(volumes, class_names, palette)
-    num_columns = max(1, min(len(entries), (WIDTH_PX - 2 * MARGIN_PX) // LEGEND_COLUMN_PX))
+    num_columns = legend_columns(len(entries), WIDTH_PX - 2 * MARGIN_PX)
     num_rows = -(-len(entries) // num_columns)
     total = (TOP_PX if title else 0) + TITLE_PX + height + LEGEND_ROW_PX * num_rows + 20
 
@@ -164,19 +156,7 @@ def volumes_figure(
         _draw_vehicle(ax, projection)
     if title:
         figure.text(MARGIN_PX / WIDTH_PX, 1 - 16 / total, title, fontsize=16, color=INK, va="top", ha="left")
-    if entries:
-        figure.legend(
-            handles=entries,
-            loc="lower center",
-            bbox_to_anchor=(0.5, 6 / total),
-            ncols=num_columns,
-            frameon=False,
-            fontsize=13,
-            labelcolor=INK,
-            handlelength=1.1,
-            handleheight=1.1,
-            columnspacing=1.8,
-        )
+    add_legend(figure, entries, num_columns=num_columns, height_px=total)
     return figure
 
 
