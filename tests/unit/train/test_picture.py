@@ -19,8 +19,9 @@ from spot_ray.view.voxels import Volume
 
 
 @pytest.fixture(autouse=True)
-def _coarse(monkeypatch: pytest.MonkeyPatch) -> None:
+def _coarse(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(volumes, "SUPERSAMPLING", 1)
+    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture
