@@ -88,15 +88,32 @@ def set_to_add_to(
             )
         return None
     there = existing.info.provenance
-    differing = [key for key, value in made.items() if there.get(key) != value]
+    differing = [line for key, value in made.items() for line in _differences(key, there.get(key), value)]
     if differing:
         raise DataError(
             f"{len(done)} sequences have labels {name!r} that were made another way",
             where=where,
-            expected="; ".join(f"{key} {there.get(key)}, not {made[key]}" for key in differing),
+            expected="; ".join(differing),
             remedy="choose another --name, or make all of them anew with --overwrite",
         )
     return existing
+
+
+def _differences(name: str, there: object, made: object) -> list[str]:
+    """Return in words where two values differ; of two records, as JSON or not, only the fields that do."""
+    if there == made:
+        return []
+    first, second = _record(there), _record(made)
+    if first is None or second is None:
+        return [f"{name} {there}, not {made}"]
+    names = [*first, *(field for field in second if field not in first)]
+    return [line for field in names for line in _differences(f"{name}.{field}", first.get(field), second.get(field))]
+
+
+def _record(value: object) -> dict[str, object] | None:
+    if isinstance(value, str) and value.startswith("{"):
+        value = json.loads(value)
+    return value if isinstance(value, dict) else None
 
 
 def source_hashes(dataset: Dataset, *how: object) -> dict[str, str]:

@@ -18,7 +18,7 @@ from spot_ray.storage.dataset import Dataset, DatasetWriter, open_dataset
 from spot_ray.storage.label_plan import sequences_to_label, set_to_add_to, source_hashes
 from spot_ray.storage.occupancy import OccupancySet, OccupancyWriter
 
-MADE = {"config": "mine", "step": 6}
+MADE = {"config": '{"cell_m": 0.1, "grid": {"shape": [2, 2, 2], "lower_m": [0, 0, 0]}}', "step": 6}
 
 
 def add(uri: str, keyframes: dict[str, list[bool]]) -> Dataset:
@@ -78,8 +78,11 @@ def test_a_set_is_added_to_only_if_made_alike_and_replaced_only_as_a_whole(data:
     assert existing is not None
     assert existing.info.provenance["frames"] == 1
     with pytest.raises(DataError, match="made another way") as caught:
-        plan(data, {"config": "mine", "step": 9})
+        plan(data, MADE | {"step": 9})
     assert caught.value.expected == "step 6, not 9"
+    with pytest.raises(DataError) as caught:
+        plan(data, MADE | {"config": '{"cell_m": 0.1, "grid": {"shape": [2, 2, 3], "lower_m": [0, 0, 0]}, "new": 1}'})
+    assert caught.value.expected == "config.grid.shape [2, 2, 2], not [2, 2, 3]; config.new None, not 1"
 
 
 def test_the_hash_of_a_sequence_tells_how_it_is_made_and_from_what(data: Dataset, tmp_path: Path) -> None:
