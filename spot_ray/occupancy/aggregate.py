@@ -15,7 +15,8 @@ from spot_ray.schema.sweep import NO_LABEL_ZONE, Sweep
 from spot_ray.schema.taxonomy import IGNORE
 
 _LARGE_M2 = 2.0
-"""Boxes with a larger footprint have ground in them that counts."""
+_BOTTOM_M = 0.15
+"""Ground lies so far up in boxes with a small footprint."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,21 +76,34 @@ def split_points(
     if (label == IGNORE).any():
         near = np.hypot(sweep.xyz[:, 0], sweep.xyz[:, 1]) < ground_reach_m
         by_geometry = ground_mask(sweep.xyz) & near & (label == IGNORE)
-    # At the bottom of a large box geometry cannot tell tyres from the road under them: such points are of neither.
-    large = np.append(objects.boxes[:, 3] * objects.boxes[:, 4] > _LARGE_M2, False)
-    between = by_geometry & large[box]
+    between = by_geometry & _may_be_ground(sweep.xyz, box, objects.boxes)
     box[ground[label] | between] = -1
     from_box = (box >= 0) & (label == IGNORE)
     label[from_box] = objects.label[box[from_box]]
     low, high = np.array(ego_body_m[:3]), np.array(ego_body_m[3:])
     on_ego = np.all((sweep.xyz >= low) & (sweep.xyz <= high), axis=1) & (label == IGNORE) & (box < 0)
-    is_ground = ground[label] | (by_geometry & ~on_ego & ~between)
+    is_ground = ground[label] | (by_geometry & (box < 0) & ~on_ego & ~between)
     doubtful = (_in_enlarged(sweep.xyz, guessed, MARGIN_M) >= 0) & (box < 0) & ~is_ground
     if sweep.flags is not None and objects.known:
         # Nobody drew boxes there, though elsewhere in the sweep.
         doubtful |= (sweep.flags & NO_LABEL_ZONE > 0) & (label == IGNORE) & ~is_ground
     doubtful |= between
     return PointParts(label, box, on_ego, doubtful, is_ground)
+
+
+def _may_be_ground(
+    xyz: npt.NDArray[np.float32], box: npt.NDArray[np.int32], boxes: npt.NDArray[np.float32]
+) -> npt.NDArray[np.bool_]:
+    """Return the (N,) points in boxes that geometry cannot tell from the ground there: tyres and feet, and the road.
+
+    They are of neither. In a large box that is all that looks like ground, in a small one what lies at its bottom.
+    """
+    result = np.zeros(len(xyz), dtype=bool)
+    held = box >= 0
+    own = boxes[box[held]]
+    at_bottom = xyz[held, 2] < own[:, 2] - own[:, 5] / 2 + _BOTTOM_M
+    result[held] = at_bottom | (own[:, 3] * own[:, 4] > _LARGE_M2)
+    return result
 
 
 def _in_enlarged(
