@@ -64,7 +64,7 @@ def test_labels_tell_the_road_under_an_object():
 
 @pytest.mark.parametrize("height", [0.3, 0.9])
 def test_what_is_of_an_object_is_not_ground(height):
-    road, parts = split([[-6.0, 0.1, height]], [PERSON, CAR])
+    _, parts = split([[-6.0, 0.1, height]], [PERSON, CAR])
     assert parts.box[-1] == 1
     assert not parts.ground[-1]
     assert not (parts.ground & (parts.box >= 0)).any()
