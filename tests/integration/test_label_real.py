@@ -95,13 +95,14 @@ def test_a_scan_alone_is_what_the_official_volumes_say_of_it(semantickitti: Data
 
 
 def test_ten_frames_see_more_and_stay_within_what_official_scans_saw(semantickitti: Dataset) -> None:
-    for found in agreements(semantickitti):
-        # Measured: 0.971, 0.992, 0.955, 0.953, 0.189. What is occupied may lie one voxel off: poses differ by
-        # centimetres, and surfaces between scan lines are filled in.
+    # The official scans of frame 5 begin with it: what the five sweeps before it passed is not all valid there.
+    for found, least_valid in zip(agreements(semantickitti), (0.94, 0.92), strict=True):
+        # Measured: 0.975 and 0.974, 0.989 and 0.990, 0.958 and 0.933, 0.945 and 0.950, 0.190 and 0.219. What is
+        # occupied may lie one voxel off: surfaces between scan lines are filled in.
         assert found.scan_found > 0.95
         assert found.occupied_near_valid > 0.98
-        assert found.free_valid > 0.94
-        assert found.shadow_occluded > 0.94
+        assert found.free_valid > least_valid
+        assert found.shadow_occluded > 0.93
         # Ten of the many official scans, and only where beams passed, not every line of sight through the sky.
         assert found.valid_observed > 0.17
         # The frame's own rays reach 0.212 of what is in sight, and what they find free is hidden from the voxel's
