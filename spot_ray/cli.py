@@ -41,6 +41,10 @@ class _Parser(argparse.ArgumentParser):
         return (f"example:\n  {example}\n\n" if example else "") + super().format_help()
 
 
+_Verb = Callable[[str, Callable[[argparse.Namespace, list[str]], None], str], argparse.ArgumentParser]
+"""Adds a verb: its name, what it runs, and its description."""
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of all verbs."""
     parser = _Parser(
@@ -55,6 +59,15 @@ def build_parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub
 
+    _add_data_verbs(verb)
+    _add_label_verbs(verb)
+    _add_network_verbs(verb)
+    _add_tools(verb)
+    return parser
+
+
+def _add_data_verbs(verb: _Verb) -> None:
+    """Add the verbs that make, look at and take apart datasets."""
     sub = verb(
         "synthesize",
         commands.synthesize,
@@ -113,7 +126,21 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--data", required=True, metavar="URI", help="the dataset")
     sub.add_argument("--sequence", required=True, metavar="ID", help="the sequence")
 
-    sub = verb("label", commands.label, "Make occupancy labels: aggregate, propagate labels, voxelise, cast rays.")
+    sub = verb("inspect", commands.inspect, "Tell what a dataset holds, and what looks wrong in it.")
+    sub.add_argument("data", metavar="URI", help="the dataset")
+    sub.add_argument(
+        "--frames", type=_whole, default=24, metavar="N", help="frames whose points are checked; 0: none (default: 24)"
+    )
+    sub.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _add_label_verbs(verb: _Verb) -> None:
+    """Add the verbs that make labels, and take them in and out."""
+    sub = verb(
+        "label",
+        commands.label,
+        "Make occupancy labels: aggregate, propagate labels, fill holes, cast rays; or write what a network predicts.",
+    )
     sub.add_argument("--data", required=True, metavar="URI", help="the dataset")
     sub.add_argument("--name", default="default", help="name of the label set (default: default)")
     sub.add_argument("--recipe", metavar="RECIPE", help="take the grid of this recipe (default: 0.4 m, ±75.2 m)")
@@ -183,13 +210,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--name", required=True, metavar="NAME", help="the label set to write")
 
-    sub = verb("inspect", commands.inspect, "Tell what a dataset holds, and what looks wrong in it.")
-    sub.add_argument("data", metavar="URI", help="the dataset")
-    sub.add_argument(
-        "--frames", type=_whole, default=24, metavar="N", help="frames whose points are checked; 0: none (default: 24)"
-    )
-    sub.add_argument("--json", action="store_true", help="print JSON")
 
+def _add_network_verbs(verb: _Verb) -> None:
+    """Add the verbs that train networks, and look at what they predict."""
     sub = verb(
         "pretrain", commands.pretrain, "Pre-train an encoder by occupancy prediction, with Ray Data and Ray Train."
     )
@@ -245,6 +268,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     sub.add_argument("--json", metavar="FILE", help="with --report: write the figures there")
 
+
+def _add_tools(verb: _Verb) -> None:
+    """Add the verbs that check the installation and show the whole."""
     sub = verb("doctor", commands.doctor, "Print versions and devices, and check sparse convolution against dense.")
     sub.add_argument("--json", action="store_true", help="print JSON")
 
@@ -256,7 +282,6 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--started", type=float, metavar="SECONDS", help="when the clock began, as seconds since the epoch"
     )
-    return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
