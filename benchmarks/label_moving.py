@@ -39,11 +39,11 @@ from label_quality import Case, Plan, make_case
 from spot_ray.evaluate.label_quality import count_frame, figures, label_array
 from spot_ray.geometry import se3
 from spot_ray.geometry.grid import unpack_bits
-from spot_ray.occupancy.aggregate import split_points
+from spot_ray.occupancy.aggregate import Segment, Window, join
 from spot_ray.occupancy.config import LabelConfig
 from spot_ray.occupancy.frame import class_tables
 from spot_ray.occupancy.label import label_sequence
-from spot_ray.occupancy.segment import Segment, Window, join
+from spot_ray.occupancy.split import split_points
 from spot_ray.occupancy.tracks import find_tracks
 from spot_ray.occupancy.visibility import ray_origins
 from spot_ray.schema.sweep import Sweep

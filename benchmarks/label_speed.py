@@ -46,7 +46,7 @@ import scipy
 from spot_ray.geometry import boxes as boxes_ops
 from spot_ray.geometry.grid import VoxelGrid
 from spot_ray.geometry.rays import mark_passed
-from spot_ray.occupancy import aggregate, frame, ground_map, heights, label, segment, visibility
+from spot_ray.occupancy import aggregate, frame, ground_map, heights, label, split, visibility
 from spot_ray.occupancy.cloud import CloudBuilder
 from spot_ray.occupancy.config import LabelConfig
 from spot_ray.occupancy.dataset_reader import DatasetSequence
@@ -149,19 +149,19 @@ def watch() -> tuple[Stages, Counter[str]]:
         (DatasetSequence, "read", "sweep: read"),
         (label, "deskew", "sweep: deskew"),
         (label, "split_points", "sweep: tell objects from the rest"),
-        (aggregate, "ground_mask", "sweep: ground mask"),
+        (split, "ground_mask", "sweep: ground mask"),
         (boxes_ops, "points_in_boxes", "sweep: points in boxes"),
         (heights.HeightAligner, "correct", "sweep: align heights"),
         (label, "ray_origins", "sweep: ray origins"),
-        (segment.Segment, "add", "sweep: move and sort points"),
+        (aggregate.Segment, "add", "sweep: move and sort points"),
         (CloudBuilder, "add", "sweep: merge points"),
         (visibility.PassedSpace, "add", "sweep: cast rays"),
         (label, "join", "window: join, the rest"),
-        (segment, "_build", "window: merge clouds"),
-        (segment, "propagate_labels", "window: propagate classes"),
-        (segment, "build_ground_map", "window: ground map"),
+        (aggregate, "_build", "window: merge clouds"),
+        (aggregate, "propagate_labels", "window: propagate classes"),
+        (aggregate, "build_ground_map", "window: ground map"),
         (ground_map.GroundMap, "over_ground", "window: ground off the map"),
-        (segment, "fill_surfaces", "window: fill surfaces"),
+        (aggregate, "fill_surfaces", "window: fill surfaces"),
         (label, "label_frame", "frame: the rest"),
         (frame, "passed_by_sweep", "frame: cast own rays"),
         (frame, "passed_by_sequence", "frame: look up what rays passed"),

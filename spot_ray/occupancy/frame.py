@@ -10,12 +10,12 @@ import numpy.typing as npt
 
 from spot_ray.geometry import se3
 from spot_ray.geometry.grid import VoxelGrid, pack_bits
-from spot_ray.occupancy.aggregate import PointParts
+from spot_ray.occupancy.aggregate import Window
 from spot_ray.occupancy.classes import fallback_class, label_classes
 from spot_ray.occupancy.cloud import Cloud, CloudBuilder
 from spot_ray.occupancy.config import LabelConfig
 from spot_ray.occupancy.ground_map import SAMPLES, ground_area
-from spot_ray.occupancy.segment import Window
+from spot_ray.occupancy.split import PointParts
 from spot_ray.occupancy.tracks import FrameObjects
 from spot_ray.occupancy.visibility import passed_by_sequence, passed_by_sweep, voxels_in_boxes
 from spot_ray.occupancy.voxels import GroundShare, Surface, decide

@@ -13,14 +13,13 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from spot_ray.geometry import se3
-from spot_ray.occupancy.aggregate import PointParts, split_points
+from spot_ray.occupancy.aggregate import Segment, Window, cut, join
 from spot_ray.occupancy.config import LabelConfig
 from spot_ray.occupancy.frame import Frame, LabelledFrame, class_tables, label_frame
 from spot_ray.occupancy.guesses import guess_boxes
 from spot_ray.occupancy.heights import HeightAligner, are_flat
-from spot_ray.occupancy.reader import SWEEP_COLUMNS as SWEEP_COLUMNS
 from spot_ray.occupancy.reader import FrameInfo, SequenceReader, SweepList
-from spot_ray.occupancy.segment import Segment, Window, cut, join
+from spot_ray.occupancy.split import PointParts, split_points
 from spot_ray.occupancy.tracks import find_tracks
 from spot_ray.occupancy.visibility import ray_origins
 from spot_ray.schema.dataset import DatasetInfo

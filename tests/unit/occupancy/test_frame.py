@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 
 from spot_ray.geometry.grid import VoxelGrid, unpack_bits
-from spot_ray.occupancy.aggregate import PointParts
+from spot_ray.occupancy.aggregate import Window
 from spot_ray.occupancy.classes import label_classes
 from spot_ray.occupancy.cloud import CloudBuilder
 from spot_ray.occupancy.config import LabelConfig
 from spot_ray.occupancy.frame import Frame, class_tables, label_frame
 from spot_ray.occupancy.ground_map import GroundMap
-from spot_ray.occupancy.segment import Window
+from spot_ray.occupancy.split import PointParts
 from spot_ray.occupancy.surfaces import Patches
 from spot_ray.occupancy.tracks import FrameObjects
 from spot_ray.schema.sweep import Sweep
