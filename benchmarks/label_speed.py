@@ -256,7 +256,13 @@ def measure(uri: str) -> dict[str, Any]:
         "report": dataclasses.asdict(report),
         "steps": dict(steps),
         "cells_per_s": round(sum(v for k, v in steps.items() if k.startswith("cells")) / cast_s / 1e6) * 1_000_000,
+        "cast_bytes_a_frame": cast_bytes(steps) // len(frames),
     }
+
+
+def cast_bytes(steps: Counter[str]) -> int:
+    """Return the bytes that casting touches: of a ray its two ends, and of a cell its byte, read and written."""
+    return sum(count * (48 if name.startswith("rays") else 2) for name, count in steps.items())
 
 
 def limits() -> dict[str, float]:
