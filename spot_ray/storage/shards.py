@@ -36,7 +36,12 @@ class ShardWriter:
         self._schema = schema
         self._file = WholeFile(uri)
         self._writer = pq.ParquetWriter(
-            self._file.stream, schema, compression=compression, use_dictionary=False, write_statistics=False
+            self._file.stream,
+            schema,
+            compression=compression,
+            use_dictionary=False,
+            write_statistics=False,
+            write_page_checksum=True,
         )
 
     def add(self, row: dict[str, Any]) -> int:
@@ -160,7 +165,7 @@ class ShardReader:
             system, path = uris.filesystem(uris.join(self._uri, shard))
             source = system.open_input_file(path)
             # Not where Python reads: a thread of Arrow that lets go of such a file when a process ends, aborts it.
-            file = pq.ParquetFile(source, pre_buffer=uris.is_read_by_arrow(self._uri))
+            file = pq.ParquetFile(source, pre_buffer=uris.is_read_by_arrow(self._uri), page_checksum_verification=True)
             if len(self._files) >= self._max_open:
                 self._files.popitem(last=False)[1].close()
         self._files[shard] = file

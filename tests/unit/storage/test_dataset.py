@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from spot_ray.errors import DataError
@@ -358,3 +359,18 @@ def test_a_disk_that_fills_at_the_end_leaves_nothing(
     with writer(tmp_path / "data") as w:
         w.add(make_sweep())
     assert len(open_dataset(str(tmp_path / "data"))) == 1
+
+
+@pytest.mark.parametrize("column", ["xyz", "intensity"])
+def test_bytes_that_changed_in_the_store_are_not_taken_for_points(tmp_path: Path, column: str) -> None:
+    with writer(tmp_path / "data") as w:
+        w.add(make_sweep())
+    (shard,) = (tmp_path / "data" / "shards").iterdir()
+    group = pq.ParquetFile(shard).metadata.row_group(0)
+    chunk = next(c for c in map(group.column, range(group.num_columns)) if c.path_in_schema == column)
+    content = bytearray(shard.read_bytes())
+    content[chunk.data_page_offset + chunk.total_compressed_size // 2] ^= 1
+    shard.write_bytes(content)
+    with pytest.raises(DataError, match="checksum") as caught:
+        open_dataset(str(tmp_path / "data")).read(0, [column, "xyz"])
+    assert shard.name in caught.value.where
