@@ -13,13 +13,42 @@ from spot_ray.errors import ConfigError
 class BalanceConfig:
     """Class-balanced frame repeats (paper, Eq. 7).
 
+    With N_i the amount of foreground class i, n_i = N_i / Σ N_j and m = 1 / N_fg, the class weighs
+    s_i = (m / n_i) ^ power.
+
     Args:
         enabled: Off: every frame once.
-        max_repeat: Upper bound of a frame's repeat factor, or None.
+        foreground: Names of the classes to balance; empty: those that the taxonomy marks as foreground.
+        count: What N_i counts: frames that hold the class, its boxes (`objects`) or its points.
+        method: `repeat`: a frame is used max(1, the largest s_i of its classes) times, so that none is dropped; `draw`:
+            the frames of each class are drawn with replacement, s_i times as many as there are, so that some frames are
+            not drawn (CBGS, arXiv:1908.09492).
+        power: 0.5 in the paper; 1 in CBGS, which evens the classes out fully; 0 weighs all alike.
+        max_repeat: Upper bound of s_i, and so of a frame's repeat factor, or None.
+
+    Raises:
+        ConfigError: If a value is out of its range, or a class is named twice.
     """
 
     enabled: bool = True
+    foreground: tuple[str, ...] = ()
+    count: Literal["frames", "objects", "points"] = "frames"
+    method: Literal["repeat", "draw"] = "repeat"
+    power: float = 0.5
     max_repeat: float | None = None
+
+    def __post_init__(self) -> None:
+        """Check the values; names of classes are checked against the data's taxonomy later."""
+        counts, methods = ("frames", "objects", "points"), ("repeat", "draw")
+        for name, expected, right in (
+            ("foreground", "each class once", len(set(self.foreground)) == len(self.foreground)),
+            ("count", f"one of {', '.join(counts)}", self.count in counts),
+            ("method", f"one of {', '.join(methods)}", self.method in methods),
+            ("power", "0 to 1", 0 <= self.power <= 1),
+            ("max_repeat", "at least 1, or none", self.max_repeat is None or self.max_repeat >= 1),
+        ):
+            if not right:
+                raise ConfigError(f"{name} is {getattr(self, name)}", where=f"data.balance.{name}", expected=expected)
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from spot_ray.errors import ConfigError, DataError
-from spot_ray.operators.balance import counts_by_source, repeat_factors, repeats
+from spot_ray.operators.balance import Balance, count_classes, foreground_classes
 from spot_ray.operators.config import BalanceConfig, DataConfig
 from spot_ray.operators.keys import Purpose, generator
 from spot_ray.schema.subset import Subset
@@ -122,12 +122,13 @@ def plan_epoch(
         shuffle: Whether the order is random; else it is that of the dataset, repeats one after the other.
 
     Raises:
-        ConfigError: If `global_batch_size` is not positive or `max_repeat` less than 1.
+        ConfigError: If `global_batch_size` is not positive, or the data has nothing of what `balance` names or counts.
         DataError: If the dataset lacks a part of the subset, or no frame is left.
     """
     _check_batch_size(global_batch_size)
     frames = select_frames(dataset, subset, config.frames)
-    count = repeats(_factors(dataset, config.balance, frames), _chance(dataset, frames, seed=seed, epoch=epoch))
+    rng = generator(Purpose.REPEATS, seed=seed, epoch=epoch)
+    count = _balance(dataset, config.balance, frames).uses(chance=_chance(dataset, frames, rng), rng=rng)
     frame = np.repeat(frames, count)
     copy = np.arange(len(frame)) - np.repeat(np.cumsum(count) - count, count)
     if shuffle:
@@ -156,13 +157,14 @@ def steps_by_epoch(
         subset: The part of the dataset to use, or None: all of it. See :func:`select_frames`.
 
     Raises:
-        ConfigError: If `global_batch_size` is not positive or `max_repeat` less than 1.
+        ConfigError: If `global_batch_size` is not positive, or the data has nothing of what `balance` names or counts.
         DataError: If the dataset lacks a part of the subset, or no frame is left.
     """
     _check_batch_size(global_batch_size)
     frames = select_frames(dataset, subset, config.frames)
-    factors = _factors(dataset, config.balance, frames)
-    samples = (int(repeats(factors, _chance(dataset, frames, seed=seed, epoch=epoch)).sum()) for epoch in range(epochs))
+    balance = _balance(dataset, config.balance, frames)
+    generators = (generator(Purpose.REPEATS, seed=seed, epoch=epoch) for epoch in range(epochs))
+    samples = (balance.length(chance=_chance(dataset, frames, rng)) for rng in generators)
     return [math.ceil(number / global_batch_size) for number in samples]
 
 
@@ -192,27 +194,16 @@ def select_frames(dataset: Dataset, subset: Subset | None, which: Literal["keyfr
     return frames[is_keyframe]
 
 
-def _factors(dataset: Dataset, config: BalanceConfig, frames: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    if not config.enabled:
-        return np.ones(len(frames))
-    if config.max_repeat is not None and config.max_repeat < 1:
-        raise ConfigError(
-            f"max_repeat is {config.max_repeat}",
-            where="data.balance",
-            expected="at least 1: every frame is used",
-        )
+def _balance(dataset: Dataset, config: BalanceConfig, frames: npt.NDArray[np.int64]) -> Balance:
     taxonomy = dataset.info.taxonomy
-    points, boxes = (
-        counts_by_source(dataset.manifest.column(name), len(taxonomy.sources))[frames]
-        for name in ("class_point_counts", "class_box_counts")
-    )
-    return repeat_factors(points, boxes, taxonomy, max_repeat=config.max_repeat)
+    foreground = foreground_classes(taxonomy.class_names, taxonomy.mask("foreground"), config)
+    return Balance(count_classes(dataset.manifest, taxonomy, frames), foreground, config)
 
 
-def _chance(dataset: Dataset, frames: npt.NDArray[np.int64], *, seed: int, epoch: int) -> npt.NDArray[np.float64]:
+def _chance(dataset: Dataset, frames: npt.NDArray[np.int64], rng: np.random.Generator) -> npt.NDArray[np.float64]:
     # One vector over the whole manifest: a hash a frame would take seconds for a fleet's data, and this way a frame's
     # number does not depend on which other sequences are used.
-    return generator(Purpose.REPEATS, seed=seed, epoch=epoch).random(len(dataset))[frames]
+    return rng.random(len(dataset))[frames]
 
 
 def _check_batch_size(global_batch_size: int) -> None:
