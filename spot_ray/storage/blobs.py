@@ -43,9 +43,8 @@ _UNITS = (1, 100, 255)
 """Numbers a unit that sources count in: 0, 1 … 255; 0.00, 0.01 … 0.99; 0/255, 1/255 … 255/255."""
 _LANE_BITS = 2.0
 """Bits a point that lanes must save: their ids cost up to one, and a sort to undo."""
-_BLOCK = 16384
-"""Points at a time: what a block needs in passing stays in the cache, and needs no fresh memory from the system."""
-_POINT = np.dtype("V12")
+_SAMPLE = 16384
+"""Points in the middle of a frame that tell whether lanes pay."""
 _XYZ_HEAD = struct.Struct("<BBxx")
 _COLUMN_HEAD = struct.Struct("<cBH")
 
@@ -89,25 +88,19 @@ def decode_xyz(scalar: pa.Scalar, scale: float, count: int, where: str) -> npt.N
     if not 1 <= width <= 4 or lane_width > 2 or buffer.size != _XYZ_HEAD.size + (3 * width + lane_width) * count:
         raise _wrong_length("xyz", buffer, count, where)
     numbers = np.frombuffer(buffer, np.uint8, offset=_XYZ_HEAD.size)
-    planes = numbers[lane_width * count :].reshape(width, 3, count)
-    xyz = np.empty((count, 3), dtype=np.float32)
+    planes = numbers[lane_width * count :]
     if scale == 0:
-        xyz.T[...] = _join(planes, 4).view(np.float32)
+        bits = _join(planes.reshape(width, 3 * count), 4)
+        return np.ascontiguousarray(bits.view(np.float32).reshape(3, count).T)
+    # Imported where numbers are decoded: a machine that only writes has no numba.
+    from spot_ray.storage.blob_kernels import sum_steps, undo_lanes
+
+    xyz = np.empty((count, 3), dtype=np.float32)
+    sum_steps(planes.reshape(width, 3, count), np.float32(scale), xyz)
+    if not lane_width:
         return xyz
-    order = None
-    if lane_width:
-        lane = _join(numbers[: lane_width * count].reshape(lane_width, count), lane_width)
-        order = np.argsort(lane, kind="stable")
-    last = np.zeros(3, dtype=np.int32)
-    for start in range(0, count, _BLOCK):
-        steps = _running_sum(planes[:, :, start : start + _BLOCK], last)
-        last = steps[:, -1]
-        part = xyz[start : start + _BLOCK] if order is None else np.empty((steps.shape[1], 3), np.float32)
-        part.T[...] = steps
-        part *= np.float32(scale)
-        if order is not None:
-            # Whole points are put: three numbers each would take four times as long.
-            np.put(xyz.view(_POINT), order[start : start + _BLOCK], part.view(_POINT))
+    by_lane, xyz = xyz, np.empty_like(xyz)
+    undo_lanes(by_lane, _join(numbers[: lane_width * count].reshape(lane_width, count), lane_width), xyz)
     return xyz
 
 
@@ -155,8 +148,7 @@ def decode_column(scalar: pa.Scalar, dtype: npt.DTypeLike, count: int, where: st
         raise _wrong_length(column, buffer, count, where)
     planes = np.frombuffer(buffer, np.uint8, offset=head).reshape(width, count)
     if kind == b"f" and target.kind == "f" and width <= target.itemsize:
-        bits = _join(planes, target.itemsize)
-        bits <<= 8 * (target.itemsize - width)
+        bits = _join(planes, target.itemsize, shift=8 * (target.itemsize - width))
         return bits.view(f"f{target.itemsize}").astype(target, copy=False)
     if width in (1, 2, 4, 8) and (kind == b"u" or (kind == b"i" and target.kind == "i")):
         numbers = _join(planes, width)
@@ -207,7 +199,7 @@ def decode_column_of_version_1(
 
 def _encode_steps(steps: npt.NDArray[np.int32], beam: Beam | None) -> bytes:
     lanes = np.empty((0, 0), np.uint8)
-    middle = slice(max(0, (steps.shape[1] - _BLOCK) // 2), (steps.shape[1] + _BLOCK) // 2)
+    middle = slice(max(0, (steps.shape[1] - _SAMPLE) // 2), (steps.shape[1] + _SAMPLE) // 2)
     if beam is not None and _saved_bits(steps[:, middle], beam(middle)) > _LANE_BITS:
         lane = beam(slice(None))
         steps = np.take(steps, np.argsort(lane, kind="stable"), axis=1)
@@ -225,18 +217,6 @@ def _saved_bits(steps: npt.NDArray[np.int32], lane: npt.NDArray[np.uint16]) -> f
     along = np.take(steps, np.argsort(lane, kind="stable"), axis=1)
     own, sorted_ = (np.log2(1 + np.abs(np.diff(s, axis=1, prepend=s[:, :1]))).mean() for s in (steps, along))
     return 3 * float(own - sorted_)
-
-
-def _running_sum(planes: npt.NDArray[np.uint8], before: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
-    """Return the (3, n) steps of (width, 3, n) planes of zigzag-coded differences that follow on (3,) steps."""
-    zigzag = _join(planes, 1 << (len(planes) - 1).bit_length())
-    sign = (zigzag & 1).view(f"i{zigzag.itemsize}")
-    np.negative(sign, out=sign)
-    zigzag >>= 1
-    sign ^= zigzag.view(sign.dtype)
-    steps = np.cumsum(sign, axis=1, dtype=np.int32)
-    steps += before[:, None]
-    return steps
 
 
 def _whole(values: npt.NDArray[Any], unit: int) -> npt.NDArray[np.uint16] | None:
@@ -270,12 +250,12 @@ def _planes(numbers: npt.NDArray[Any], width: int) -> npt.NDArray[np.uint8]:
     return planes
 
 
-def _join(planes: npt.NDArray[np.uint8], size: int) -> npt.NDArray[Any]:
-    """Return the (…) unsigned integers of `size` bytes of (width, …) planes, in memory of their own."""
-    numbers = planes[-1].astype(f"u{size}")
-    for plane in planes[-2::-1]:
-        numbers <<= 8
-        numbers |= plane
+def _join(planes: npt.NDArray[np.uint8], size: int, *, shift: int = 0) -> npt.NDArray[Any]:
+    """Return the (N,) unsigned integers of `size` bytes of (width, N) planes, moved up by `shift` bits; own memory."""
+    from spot_ray.storage.blob_kernels import join_planes
+
+    numbers = np.empty(planes.shape[1], dtype=f"u{size}")
+    join_planes(planes, shift, numbers)
     return numbers
 
 

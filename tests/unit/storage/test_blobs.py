@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -116,6 +118,88 @@ def test_coordinates_of_a_wrong_length_are_told(change: bytes, lossless: bool) -
     assert caught.value.remedy
     with pytest.raises(DataError, match="xyz has 2 bytes"):
         decode_xyz(blob(b"ab"), scale, 5, "s/f")
+
+
+def numbers_of_planes(planes: bytes, width: int, count: int) -> list[int]:
+    """Return `count` unsigned numbers of byte planes, one by one, as the format is told."""
+    return [int.from_bytes(bytes(planes[byte * count + i] for byte in range(width)), "little") for i in range(count)]
+
+
+def points_one_by_one(data: bytes, scale: float, count: int) -> npt.NDArray[np.float32]:
+    """Return the coordinates of a blob with lanes, point by point in Python's own numbers."""
+    width, lane_width, body = data[0], data[1], data[4:]
+    lanes = numbers_of_planes(body, lane_width, count) if lane_width else [0] * count
+    # Planes of x, y and z lie in turns: the k-th byte of all x, of all y, of all z.
+    zigzag = numbers_of_planes(body[lane_width * count :], width, 3 * count)
+    along = sorted(range(count), key=lambda i: lanes[i])
+    xyz = np.empty((count, 3), np.float32)
+    for axis in range(3):
+        step = 0
+        for place, i in enumerate(along):
+            coded = zigzag[axis * count + place]
+            step += coded // 2 if coded % 2 == 0 else -(coded + 1) // 2
+            wrapped = (step + 2**31) % 2**32 - 2**31
+            xyz[i, axis] = np.float32(wrapped) * np.float32(scale)
+    return xyz
+
+
+@pytest.mark.parametrize("count", [1, 2, 1023, 1024, 2500])
+@pytest.mark.parametrize("lane_width", [0, 1, 2])
+@pytest.mark.parametrize("width", [1, 2, 3, 4])
+def test_coordinates_are_those_of_the_format_bit_for_bit(width: int, lane_width: int, count: int) -> None:
+    rng = np.random.default_rng([width, lane_width, count])
+    body = rng.integers(0, 256, (3 * width + lane_width) * count, dtype=np.uint8)
+    data = bytes([width, lane_width, 0, 0]) + body.tobytes()
+    # Any bytes, and so sums beyond 32 bits too: damaged frames are the same on every machine.
+    assert_same_bits(decode_xyz(blob(data), 1 / 256, count, "s/f"), points_one_by_one(data, 1 / 256, count))
+
+
+@pytest.mark.parametrize("count", [1, 1024, 2500])
+def test_decoded_arrays_are_our_own_and_in_order(count: int) -> None:
+    xyz = np.random.default_rng(count).normal(0, 50, (count, 3)).astype(np.float32)
+    arrays = [through_xyz(xyz)[0], through_xyz(xyz, lossless=True)[0]]
+    arrays += [through_column(np.arange(count, dtype=dtype))[0] for dtype in ("uint8", "int32", "float32")]
+    for array in arrays:
+        assert array.flags.writeable
+        assert array.flags.c_contiguous
+
+
+@pytest.mark.parametrize("unit", [1, 100, 255])
+@pytest.mark.parametrize("width", [1, 2])
+def test_whole_numbers_become_floats_bit_for_bit(width: int, unit: int) -> None:
+    count = 1500
+    planes = np.random.default_rng(width).integers(0, 256, width * count, dtype=np.uint8).tobytes()
+    data = b"u" + bytes([width]) + unit.to_bytes(2, "little") + planes
+    wanted = [np.float32(number) / np.float32(unit) for number in numbers_of_planes(planes, width, count)]
+    found = decode_column(blob(data), np.float32, count, "s/f", "intensity")
+    assert_same_bits(found, np.array(wanted, np.float32))
+
+
+@pytest.mark.parametrize(("dtype", "size"), [("float16", 2), ("float32", 4), ("float64", 8)])
+def test_the_highest_bytes_of_floats_come_back_bit_for_bit(dtype: str, size: int) -> None:
+    count = 1500
+    for width in range(1, size + 1):
+        planes = np.random.default_rng(width).integers(0, 256, width * count, dtype=np.uint8).tobytes()
+        data = b"f" + bytes([width]) + (1).to_bytes(2, "little") + planes
+        bits = [number << 8 * (size - width) for number in numbers_of_planes(planes, width, count)]
+        found = decode_column(blob(data), dtype, count, "s/f", "intensity")
+        assert_same_bits(found, np.array(bits, f"u{size}").view(dtype))
+
+
+def test_writing_needs_no_compiler() -> None:
+    write = """
+import sys
+import numpy as np
+import spot_ray, spot_ray.cli, spot_ray.storage.dataset
+from spot_ray.storage.blobs import encode_column, encode_xyz
+
+ring = np.arange(4000, dtype=np.uint16) % 8
+encode_xyz(np.ones((4000, 3), np.float32), lambda part: ring[part], lossless=False)
+encode_column(np.linspace(0, 1, 100, dtype=np.float32), lossless=False)
+assert "numba" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", write], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
