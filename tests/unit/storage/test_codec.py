@@ -10,10 +10,21 @@ import pytest
 from spot_ray.errors import DataError
 from spot_ray.geometry import se3
 from spot_ray.schema.dataset import DatasetInfo, ExtraColumn
+from spot_ray.schema.occupancy import Occupancy
 from spot_ray.schema.sensors import LidarSpec, as_matrix
-from spot_ray.schema.sweep import POINT_DTYPES, Sweep
+from spot_ray.schema.sweep import POINT_DTYPES, Boxes, Sweep
 from spot_ray.schema.taxonomy import SemanticClass, SourceClass, Taxonomy
-from spot_ray.storage.codec import EXTRA, decode_sweep, encode_sweep, sweep_schema
+from spot_ray.storage.codec import (
+    EXTRA,
+    LABEL_COLUMNS,
+    OCCUPANCY_SCHEMA,
+    columns_for,
+    decode_occupancy,
+    decode_sweep,
+    encode_occupancy,
+    encode_sweep,
+    sweep_schema,
+)
 
 NUM_BEAMS, NUM_COLUMNS = 8, 300
 INCLINATIONS_DEG = tuple(float(4 - 3 * beam) for beam in range(NUM_BEAMS))
@@ -102,6 +113,59 @@ def test_absent_columns_stay_absent_and_own_columns_exact() -> None:
     for name, wanted in values.items():
         assert found.extra[name].dtype == wanted.dtype
         np.testing.assert_array_equal(found.extra[name], wanted)
+
+
+@pytest.mark.parametrize("schema_version", [1, 2])
+def test_training_reads_points_boxes_and_pose_and_leaves_the_rest(schema_version: int) -> None:
+    info = dataclasses.replace(INFO, schema_version=schema_version)
+    names = ("xyz", "intensity", "boxes")
+    assert columns_for(names, info, bare=True) == [
+        *("sequence_id", "frame_id", "timestamp_ns", "world_SE3_ego", "num_points", "xyz_scale_m"),
+        *("boxes", "box_source_class", "xyz", "intensity"),
+    ]
+    assert "boxes" not in columns_for(("xyz",), info, bare=True)
+    motion = set(columns_for(("xyz", "time_offset_ns"), info, bare=True)) - set(columns_for(("xyz",), info, bare=True))
+    assert motion == {"time_offset_ns", "motion_compensated", "sweep_pose_time_offset_ns", "sweep_poses"}
+
+
+def test_a_sweep_of_the_columns_of_training_is_the_same_as_far_as_it_goes() -> None:
+    boxes = Boxes(
+        np.array([[5, 1, 1, 4, 2, 2, 0.5]], np.float32),
+        np.array([7], np.uint16),
+        track_id=["a"],
+        velocity=np.array([[1, 0, 0]], np.float32),
+    )
+    whole = dataclasses.replace(
+        fired_by_column(),
+        world_SE3_ego=se3.from_yaw(0.3, (1, 2, 0)),
+        intensity=np.arange(len(BEAM), dtype=np.float32),
+        ring=BEAM,
+        boxes=boxes,
+        calibration="{}",
+        keyframe=False,
+        split="val",
+    )
+    table = pa.Table.from_pylist([encode_sweep(whole, INFO)], schema=sweep_schema(INFO))
+    found = decode_sweep(table.select(columns_for(("xyz", "intensity", "boxes"), INFO, bare=True)), 0, INFO)
+    assert (found.name, found.timestamp_ns) == ("s/f", 1)
+    np.testing.assert_array_equal(found.xyz, decode_sweep(table, 0, INFO).xyz)
+    np.testing.assert_array_equal(found.intensity, whole.intensity)
+    np.testing.assert_array_equal(found.world_SE3_ego, whole.world_SE3_ego)
+    np.testing.assert_array_equal(found.boxes.boxes, boxes.boxes)
+    assert found.boxes.source_class.tolist() == [7]
+    assert found.ring is found.calibration is found.split is found.boxes.track_id is found.boxes.velocity is None
+
+
+def test_labels_of_the_columns_of_training_lack_only_the_frames_own_mask() -> None:
+    mask = np.array([0b101, 1], np.uint8)
+    labels = Occupancy("s", "f", np.array([0, 2, 8], np.int32), np.array([1, 2, 255], np.uint8), mask, mask)
+    table = pa.Table.from_pylist([encode_occupancy(labels)], schema=OCCUPANCY_SCHEMA)
+    for found in (decode_occupancy(table, 0), decode_occupancy(table.select(LABEL_COLUMNS), 0)):
+        assert found.index.tolist() == [0, 2, 8]
+        assert found.semantic.tolist() == [1, 2, 255]
+        assert found.observed.tolist() == [5, 1]
+    assert found.observed_by_frame is None
+    assert decode_occupancy(table, 0).observed_by_frame.tolist() == [5, 1]
 
 
 def test_a_blob_of_the_wrong_length_names_frame_column_and_lengths() -> None:
