@@ -129,9 +129,18 @@ def _add_data_verbs(verb: _Verb) -> None:
     sub = verb("inspect", commands.inspect, "Tell what a dataset holds, and what looks wrong in it.")
     sub.add_argument("data", metavar="URI", help="the dataset")
     sub.add_argument(
-        "--frames", type=_whole, default=24, metavar="N", help="frames whose points are checked; 0: none (default: 24)"
+        "--frames", type=_whole, metavar="N", help="frames whose points are checked; 0: none (default: 24)"
     )
+    sub.add_argument(
+        "--balance", action="store_true", help="tell instead how often each class is used, before and after balancing"
+    )
+    sub.add_argument("--recipe", metavar="RECIPE", help="with --balance: take the rule of this recipe")
+    sub.add_argument("--out", metavar="FILE.png", help="with --balance: the picture to write")
     sub.add_argument("--json", action="store_true", help="print JSON")
+    sub.epilog = (
+        "With --balance every field of the rule can be set by its path, e.g. --data.balance.method draw "
+        "--data.balance.power 1; no point is read."
+    )
 
 
 def _add_label_verbs(verb: _Verb) -> None:
@@ -219,10 +228,26 @@ def _add_network_verbs(verb: _Verb) -> None:
     sub.add_argument(
         "recipe", metavar="RECIPE", help="spot-waymo, spot-tiny, nuscenes-tiny, or my_package.module:function"
     )
-    sub.add_argument("--data", metavar="URI", help="the labelled dataset")
+    sub.add_argument(
+        "--data",
+        action="append",
+        metavar="URI[:PROPORTION]",
+        help="the labelled dataset; repeated, several, each with its share of an epoch's samples or none",
+    )
     sub.add_argument("--labels", metavar="NAME", help="the label set to learn from (default: the recipe's)")
     sub.add_argument("--out", metavar="URI", help="the run: checkpoints, config.json, metrics, TensorBoard logs")
-    sub.add_argument("--subset", metavar="FILE", help="train on this part of the dataset alone")
+    sub.add_argument(
+        "--subset",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="train on this part of the dataset alone; repeated, of several datasets",
+    )
+    sub.add_argument(
+        "--on-bad-frame",
+        choices=["fail", "skip"],
+        help="what to do about a frame that cannot be read: stop, or leave it out, count and list it (default: fail)",
+    )
     sub.add_argument("--init", metavar="CKPT", help="start from the weights of this checkpoint")
     sub.add_argument("--resume", action="store_true", help="go on with the run in --out")
     sub.add_argument("--workers", type=_count, default=1, help="training workers (default 1)")
@@ -290,7 +315,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     parser = build_parser()
     options, rest = parser.parse_known_args(arguments)
-    if rest and options.verb not in ("pretrain", "label"):
+    takes_fields = options.verb in ("pretrain", "label") or (options.verb == "inspect" and options.balance)
+    if rest and not takes_fields:
         parser.error(f"unknown arguments: {' '.join(rest)} (see spot-ray {options.verb} --help)")
     try:
         options.run(options, rest)

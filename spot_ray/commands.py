@@ -236,7 +236,7 @@ def import_labels(options: argparse.Namespace, _: list[str]) -> None:
     say(str(run(options.data, form=options.form, source=options.source, name=options.name)))
 
 
-def inspect(options: argparse.Namespace, _: list[str]) -> None:
+def inspect(options: argparse.Namespace, rest: list[str]) -> None:
     """Tell what a dataset holds."""
     import dataclasses
     import json
@@ -246,12 +246,45 @@ def inspect(options: argparse.Namespace, _: list[str]) -> None:
     from spot_ray.storage.dataset import open_dataset
     from spot_ray.storage.inspect import render, summarize
 
+    if options.balance:
+        _inspect_balance(options, rest)
+        return
+    for flag in ("out", "recipe"):
+        if getattr(options, flag) is not None:
+            raise ConfigError(f"--{flag} is without --balance", where="spot-ray inspect", remedy="add --balance")
     dataset = open_dataset(options.data)
-    summary, diagnosis = summarize(dataset), diagnose(dataset, max_frames=options.frames)
+    max_frames = 24 if options.frames is None else options.frames
+    summary, diagnosis = summarize(dataset), diagnose(dataset, max_frames=max_frames)
     if options.json:
         say(json.dumps({**dataclasses.asdict(summary), "diagnosis": dataclasses.asdict(diagnosis)}, indent=2))
     else:
         say(f"{render(summary)}\n{render_diagnosis(diagnosis)}")
+
+
+def _inspect_balance(options: argparse.Namespace, rest: list[str]) -> None:
+    """Tell what balancing does to a dataset's classes, and draw it."""
+    from spot_ray.config.load import to_json
+    from spot_ray.operators.balance_report import render, report_dataset
+    from spot_ray.recipes.pretraining import pretraining_recipe
+    from spot_ray.storage import uri as uris
+    from spot_ray.storage.dataset import open_dataset
+    from spot_ray.train.config import PretrainConfig
+
+    if options.frames is not None:
+        raise ConfigError("--frames does not go with --balance", expected="no frames: the manifest alone is read")
+    if options.out is not None:
+        uris.check_writable(options.out)
+    recipe = PretrainConfig("defaults") if options.recipe is None else pretraining_recipe(options.recipe)
+    config = _override(recipe, rest, "spot-ray inspect --balance").data
+    dataset = open_dataset(options.data)
+    report = report_dataset(dataset, config)
+    say(to_json(report) if options.json else f"{'dataset':<8} {dataset.info.name}  ({dataset.uri})\n{render(report)}")
+    if options.out is not None:
+        from spot_ray.train.balance_picture import draw_balance
+
+        draw_balance(options.out, report, title=f"{dataset.info.name}: classes before and after balancing")
+        if not options.json:
+            say(f"picture: {options.out}")
 
 
 def pretrain(options: argparse.Namespace, rest: list[str]) -> None:
@@ -259,7 +292,8 @@ def pretrain(options: argparse.Namespace, rest: list[str]) -> None:
     from spot_ray.config.load import to_json
     from spot_ray.recipes.pretraining import pretraining_recipe
 
-    flags = rest if options.labels is None else [*rest, "--data.labels", options.labels]
+    named = {"--data.labels": options.labels, "--data.on-bad-frame": options.on_bad_frame}
+    flags = [*rest, *(part for flag, value in named.items() if value is not None for part in (flag, value))]
     config = _override(pretraining_recipe(options.recipe), flags, f"spot-ray pretrain {options.recipe}")
     if options.print_config:
         say(to_json(config))
@@ -267,13 +301,15 @@ def pretrain(options: argparse.Namespace, rest: list[str]) -> None:
     for flag in ("data", "out"):
         if getattr(options, flag) is None:
             raise ConfigError(f"--{flag} is missing", where="spot-ray pretrain", expected=f"--{flag} URI")
+    from spot_ray.operators.mixture import parse_source, with_subsets
+    from spot_ray.storage.subset import read_subset
     from spot_ray.train.trainer import pretrain as run
 
+    sources = with_subsets([parse_source(text) for text in options.data], [read_subset(f) for f in options.subset])
     result = run(
         config,
-        data=options.data,
+        data=sources,
         out=options.out,
-        subset=_read_subset(options.subset),
         init=options.init,
         resume=options.resume,
         num_workers=options.workers,

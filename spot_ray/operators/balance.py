@@ -7,7 +7,7 @@ foreground or not.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -141,9 +141,9 @@ class Balance:
         if self._draws is None:
             return self._factors.copy()
         mean: npt.NDArray[np.float64] = self._once.astype(np.float64)
-        frames = self._counts.frames
         for i in np.flatnonzero(self._draws):
-            np.add(mean, self._draws[i] / frames[i], out=mean, where=self._counts.held[:, i])
+            held = self._counts.held[:, i]
+            np.add(mean, self._draws[i] / np.count_nonzero(held), out=mean, where=held)
         return mean
 
     def uses(self, *, chance: npt.NDArray[np.float64], rng: np.random.Generator) -> npt.NDArray[np.int64]:
@@ -261,40 +261,38 @@ def repeats(factors: npt.NDArray[np.float64], chance: npt.NDArray[np.float64]) -
 
 
 def count_classes(manifest: pa.Table, taxonomy: Taxonomy, frames: npt.NDArray[np.int64]) -> ClassCounts:
-    """Return what frames of a dataset hold, from its manifest alone.
+    """Return what frames of a dataset hold, from its manifest alone, in the class space of its taxonomy.
+
+    Args:
+        manifest: The dataset's rows.
+        taxonomy: Its classes.
+        frames: (F,) ascending indices of the rows to count; at least one.
+    """
+    return ClassCounts.join([ClassCounts.of(*part) for part in counts_by_part(manifest, taxonomy, frames)])
+
+
+def counts_by_part(
+    manifest: pa.Table, taxonomy: Taxonomy, frames: npt.NDArray[np.int64]
+) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
+    """Yield the points and the boxes of frames by class, some hundred thousand frames at once.
 
     Args:
         manifest: The dataset's rows.
         taxonomy: Its classes.
         frames: (F,) ascending indices of the rows to count.
 
-    Returns:
-        The counts of these frames, in the class space of the taxonomy.
+    Yields:
+        Points and boxes, both (number of frames, N + 1) int64, of the next frames; zeros where nothing is known.
     """
-    parts = [ClassCounts.of(*(np.zeros((2, 0, taxonomy.num_classes + 1), dtype=np.int64)))]
     for start in range(0, len(manifest), _ROWS_AT_ONCE):
         first, last = np.searchsorted(frames, (start, start + _ROWS_AT_ONCE))
         if first < last:
-            rows = manifest.slice(start, _ROWS_AT_ONCE)
-            parts.append(ClassCounts.of(*counts_by_class(rows, taxonomy, frames[first:last] - start)))
-    return ClassCounts.join(parts)
-
-
-def counts_by_class(
-    manifest: pa.Table, taxonomy: Taxonomy, frames: npt.NDArray[np.int64]
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Return the points and the boxes of frames by class: two times (F, N + 1) int64, zeros where nothing is known.
-
-    Args:
-        manifest: The dataset's rows.
-        taxonomy: Its classes.
-        frames: (F,) indices of the rows to count.
-    """
-    points, boxes = (
-        taxonomy.class_counts(counts_by_source(manifest.column(name), len(taxonomy.sources))[frames])
-        for name in ("class_point_counts", "class_box_counts")
-    )
-    return points, boxes
+            rows, chosen = manifest.slice(start, _ROWS_AT_ONCE), frames[first:last] - start
+            points, boxes = (
+                taxonomy.class_counts(counts_by_source(rows.column(name), len(taxonomy.sources))[chosen])
+                for name in ("class_point_counts", "class_box_counts")
+            )
+            yield points, boxes
 
 
 def counts_by_source(column: pa.ChunkedArray, num_sources: int) -> npt.NDArray[np.int64]:

@@ -7,9 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from spot_ray.cli import main
+from spot_ray.schema.sensors import LidarSpec
+from spot_ray.schema.sweep import Sweep
+from spot_ray.schema.taxonomy import PAPER_TAXONOMY
+from spot_ray.storage.dataset import DatasetWriter
 
 VERBS = (
     "synthesize", "convert", "subset", "remove", "label", "export-labels", "import-labels", "inspect", "pretrain",
@@ -52,6 +57,12 @@ def test_writing_a_log_needs_neither_torch_nor_ray() -> None:
     [
         (["inspect", "{here}/nowhere"], "no such folder"),
         (["inspect", "{here}"], "has no dataset.json"),
+        (["inspect", "{here}", "--balance"], "has no dataset.json"),
+        (["inspect", "{here}", "--out", "{here}/x.png"], "--out is without --balance"),
+        (["inspect", "{here}", "--recipe", "spot-tiny"], "--recipe is without --balance"),
+        (["inspect", "{here}", "--balance", "--frames", "3"], "--frames does not go with --balance"),
+        (["inspect", "{here}", "--balance", "--recipe", "spot-tny"], "did you mean 'spot-tiny'?"),
+        (["inspect", "x", "--balance", "--out", f"{__file__}/x.png"], "cannot make the folder"),
         (["label", "--data", "{here}"], "has no dataset.json"),
         (["pretrain", "spot-tny", "--data", "{here}", "--out", "{here}/run"], "did you mean 'spot-tiny'?"),
         (["pretrain", "spot-tiny", "--data", "{here}", "--out", "{here}/run"], "has no dataset.json"),
@@ -127,6 +138,9 @@ def test_a_mistake_is_told_in_one_message_with_status_2(
         ["label"],
         ["labels", "--data", "x"],
         ["inspect", "x", "--jsn"],
+        ["inspect", "x", "--data.balance.power", "1"],
+        ["inspect", "x", "--balance", "--data.balance.power", "2"],
+        ["inspect", "x", "--balance", "--data.balance.count", "boxes"],
         ["subset", "--data", "x", "--unit", "scene", "--fraction", "1", "--out", "x"],
         ["view", "--data", "x", "--occupancy", "--report"],
         ["view", "--data", "x", "--occupancy", "--reach", "0"],
@@ -162,3 +176,26 @@ def test_any_field_of_a_recipe_can_be_set(capsys: pytest.CaptureFixture[str]) ->
     assert config["loss"]["lovasz_weight"] == 0.5
     assert config["data"]["features"] == ["x", "y", "z"]
     assert config["optimiser"]["clip_norm"] == 10.0
+
+
+def test_balance_is_told_from_the_manifest_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    uri, picture = str(tmp_path / "log"), tmp_path / "balance.png"
+    rig = [LidarSpec("roof", 0, "spinning", 32, (-25.0, 15.0))]
+    with DatasetWriter(uri, name="log", rig=rig, taxonomy=PAPER_TAXONOMY) as writer:
+        for frame, name in enumerate(("vehicle", "vehicle", "vehicle", "cyclist")):
+            source_class = np.full(5, PAPER_TAXONOMY.id_of(name), np.uint16)
+            xyz = np.ones((5, 3), np.float32)
+            writer.add(Sweep("s", str(frame), frame * 100_000_000, xyz, point_source_class=source_class))
+    for shard in (tmp_path / "log" / "shards").iterdir():
+        shard.write_bytes(b"not to be read")
+    assert main(["inspect", uri, "--balance", "--out", str(picture)]) == 0
+    told = capsys.readouterr().out
+    assert "4 samples before, 4.4 after: 1.10 times as many" in told  # s = sqrt(0.5 / 0.25)
+    assert told.endswith(f"picture: {picture}\n")
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    fields = ["--recipe", "spot-tiny", "--data.balance.power", "1", "--data.balance.method", "draw"]
+    assert main(["inspect", uri, "--balance", "--json", *fields]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["config"]["method"] == "draw"
+    assert report["mean_length"] == 4.0
+    assert {c["name"]: c["weight"] for c in report["classes"] if c["weight"]} == {"vehicle": 2 / 3, "cyclist": 2.0}
