@@ -138,23 +138,23 @@ def move_voxels(
     """
     if np.array_equal(exact, np.eye(2)):
         return index, semantic
+    from spot_ray.operators.label_kernels import move_columns
+
     size, _, layers = grid.shape
-    column, z = np.divmod(index, np.int32(layers))
-    cell = np.divmod(column, np.int32(size))
-    x, y = (cell[1], cell[0]) if exact[0, 0] == 0 else cell
     x_sign, y_sign = exact.sum(axis=1)
-    x, y = (x if x_sign > 0 else size - 1 - x), (y if y_sign > 0 else size - 1 - y)
-    linear = (x * np.int32(size) + y) * np.int32(layers) + z
-    order = np.argsort(linear, kind="stable")  # of ascending and descending runs, which a merge sort finds
-    return linear[order], semantic[order]
+    moved, moved_semantic = np.empty_like(index), np.empty_like(semantic)
+    swap = bool(exact[0, 0] == 0)
+    move_columns(index, semantic, (size, layers), swap, bool(x_sign > 0), bool(y_sign > 0), moved, moved_semantic)
+    return moved, moved_semantic
 
 
 def move_bits(bits: npt.NDArray[np.uint8], exact: Matrix, grid: VoxelGrid) -> npt.NDArray[np.uint8]:
     """Move a packed mask of voxels by flips and quarter turns; see :func:`move_voxels`."""
     if np.array_equal(exact, np.eye(2)):
         return bits
-    if grid.shape[2] % 8 == 0:  # a column of voxels is whole bytes and need not be unpacked
-        return np.ascontiguousarray(_move_columns(bits.reshape(*grid.shape[:2], -1), exact)).reshape(-1)
+    if grid.shape[2] in (8, 16, 32, 64):  # a column of voxels is one number
+        columns = bits.view(f"u{grid.shape[2] // 8}").reshape(grid.shape[:2])
+        return np.ascontiguousarray(_move_columns(columns, exact)).reshape(-1).view(np.uint8)
     return pack_bits(_move_columns(unpack_bits(bits, grid.shape), exact))
 
 
@@ -166,10 +166,10 @@ def _move_columns(cells: npt.NDArray[Cell], exact: Matrix) -> npt.NDArray[Cell]:
 
 
 def _move_sweep(sweep: Sweep, matrix: Matrix, scale: float) -> Sweep:
-    xyz = sweep.xyz.copy()
-    x, y = (sweep.xyz[:, axis].astype(np.float64) for axis in (0, 1))
-    for axis in (0, 1):
-        xyz[:, axis] = matrix[axis, 0] * x + matrix[axis, 1] * y
+    from spot_ray.operators.point_kernels import move_points
+
+    xyz = np.empty_like(sweep.xyz)
+    move_points(sweep.xyz, matrix, xyz)
     boxes = sweep.boxes
     if boxes is not None:
         velocity = None if boxes.velocity is None else boxes.velocity.copy()

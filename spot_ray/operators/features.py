@@ -82,32 +82,56 @@ def point_features(
     Raises:
         DataError: If the sweep lacks a feature.
     """
-    result = np.empty((len(sweep), len(names)), dtype=np.float32)
-    for i, name in enumerate(names):
+    from spot_ray.operators.point_kernels import interleave
+
+    if tuple(names[:3]) != COORDINATES:
+        first = (*COORDINATES, *(name for name in names if name not in COORDINATES))
+        points = point_features(sweep, first, rig, time_lag_s=time_lag_s)
+        return points[:, [first.index(name) for name in names]]
+    others = np.empty((len(names) - 3, len(sweep)), dtype=np.float32)
+    for column, name in zip(others, names[3:], strict=True):
         if name == TIME_LAG:
-            result[:, i] = 0 if time_lag_s is None else time_lag_s
+            column[:] = 0 if time_lag_s is None else time_lag_s
         else:
-            result[:, i] = _feature(sweep, name, rig)
-    return result
+            _write_feature(sweep, name, rig, column)
+    points = np.empty((len(sweep), len(names)), dtype=np.float32)
+    interleave(sweep.xyz, others, points)
+    return points
 
 
-def _feature(sweep: Sweep, name: str, rig: Sequence[LidarSpec]) -> npt.NDArray[np.floating]:
-    if name in COORDINATES:
-        return sweep.xyz[:, COORDINATES.index(name)]
+def _write_feature(sweep: Sweep, name: str, rig: Sequence[LidarSpec], column: npt.NDArray[np.float32]) -> None:
+    """Fill a (N,) float32 column, in few passes: a frame has as many points as fit in the cache but once."""
     if name.startswith(EXTRA) and name.removeprefix(EXTRA) in sweep.extra:
-        return sweep.extra[name.removeprefix(EXTRA)].astype(np.float32)
-    if name == "intensity" and sweep.intensity is not None:
-        scale = _by_lidar(sweep, {s.lidar_id: np.nan if s.intensity_max is None else s.intensity_max for s in rig})
-        scaled: npt.NDArray[np.float32] = np.where(np.isnan(scale), np.tanh(sweep.intensity), sweep.intensity / scale)
-        return scaled
-    if name == "elongation" and sweep.elongation is not None:
-        return np.tanh(sweep.elongation)
-    if name == "ring" and sweep.ring is not None:
-        return sweep.ring / _by_lidar(sweep, {s.lidar_id: s.num_beams for s in rig})
-    if name == "time_offset" and sweep.time_offset_ns is not None:
-        return (sweep.time_offset_ns * 1e-9).astype(np.float32)
+        column[:] = sweep.extra[name.removeprefix(EXTRA)]
+    elif name == "intensity" and sweep.intensity is not None:
+        _scale_intensity(sweep, sweep.intensity, rig, column)
+    elif name == "elongation" and sweep.elongation is not None:
+        np.tanh(sweep.elongation, out=column)
+    elif name == "ring" and sweep.ring is not None:
+        np.divide(sweep.ring, _by_lidar(sweep, {s.lidar_id: s.num_beams for s in rig}), out=column)
+    elif name == "time_offset" and sweep.time_offset_ns is not None:
+        column[:] = sweep.time_offset_ns * 1e-9
+    else:
+        raise _lacking(sweep, name)
+
+
+def _scale_intensity(
+    sweep: Sweep, intensity: npt.NDArray[np.float32], rig: Sequence[LidarSpec], column: npt.NDArray[np.float32]
+) -> None:
+    used = rig[:1] if sweep.lidar_id is None else rig
+    if all(spec.intensity_max is None for spec in used):
+        np.tanh(intensity, out=column)
+        return
+    scale = _by_lidar(sweep, {s.lidar_id: np.nan if s.intensity_max is None else s.intensity_max for s in rig})
+    np.divide(intensity, scale, out=column)
+    unbounded = np.isnan(scale)
+    if unbounded.any():
+        np.tanh(intensity, out=column, where=unbounded)
+
+
+def _lacking(sweep: Sweep, name: str) -> DataError:
     has = [feature for feature, column in COLUMN_OF.items() if getattr(sweep, column) is not None]
-    raise DataError(
+    return DataError(
         f"the sweep has no {name!r}",
         where=sweep.name,
         expected=f"of {', '.join([*COORDINATES, *has, *(EXTRA + extra for extra in sweep.extra)])}",

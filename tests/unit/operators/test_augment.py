@@ -124,6 +124,48 @@ def test_masks_move_as_voxels_do(layers, flip_x, flip_y, turns):
     np.testing.assert_allclose(grid.centers(moved), expected[np.argsort(grid.linear(grid.voxel_of(expected)[0]))])
 
 
+@pytest.mark.parametrize("rotation_rad", [0.0, 0.3, QUARTER, -2.5])
+def test_points_move_in_float64_and_are_rounded_once(sample, grid, rotation_rad):
+    rng = np.random.default_rng(0)
+    xyz = (rng.normal(0, 1, (2500, 3)) * 10.0 ** rng.integers(-3, 4, (2500, 1))).astype(np.float32)
+    sweep = replace(sample.sweep, xyz=xyz, intensity=None, ring=None, point_source_class=None)
+    moved = move(
+        replace(sample, sweep=sweep), grid, flip_x=True, flip_y=False, rotation_rad=rotation_rad, scale=1.04
+    ).sweep
+    # The whole matrix, as it is told: quarter turns and flips first, then what is left.
+    turns = round(rotation_rad / QUARTER)
+    exact = np.linalg.matrix_power(np.array([[0, -1], [1, 0]]), turns % 4) @ np.diag([1, -1])
+    rest = rotation_rad - turns * QUARTER
+    c, s = 1.04 * math.cos(rest), 1.04 * math.sin(rest)
+    (a, b), (d, e) = (np.array([[c, -s], [s, c]]) @ exact).tolist()
+    # Point by point in Python's own floats, which are of 64 bits and never fused.
+    expected = [(a * x + b * y, d * x + e * y, z) for x, y, z in xyz.astype(np.float64).tolist()]
+    assert moved.xyz.dtype == np.float32
+    assert moved.xyz.tobytes() == np.array(expected).astype(np.float32).tobytes()
+
+
+@pytest.mark.parametrize(("flip_x", "flip_y", "turns"), EXACT)
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.3, 1.0])
+def test_voxels_move_one_by_one_and_are_sorted(share, flip_x, flip_y, turns):
+    grid = VoxelGrid((-5.0, -5.0, 0.0), (0.5, 0.5, 0.5), (20, 20, 9))
+    rng = np.random.default_rng(0)
+    index = np.flatnonzero(rng.random(grid.num_voxels) < share).astype(np.int32)
+    semantic = rng.choice([1, 2, 255], len(index)).astype(np.uint8)
+    exact = np.linalg.matrix_power(np.array([[0, -1], [1, 0]]), turns % 4) @ np.diag(
+        [-1 if flip_y else 1, -1 if flip_x else 1]
+    )
+    found, classes = move_voxels(index, semantic, exact.astype(float), grid)
+    moved = {}
+    for voxel, label in zip(index.tolist(), semantic.tolist(), strict=True):
+        (x, y), z = divmod(voxel // 9, 20), voxel % 9
+        # Centres lie at odd numbers of half cells from the middle of the grid.
+        x, y = ((np.array([2 * x - 19, 2 * y - 19]) @ exact.T + 19) // 2).tolist()
+        moved[(x * 20 + y) * 9 + z] = label
+    assert (found.dtype, classes.dtype) == (np.int32, np.uint8)
+    assert found.tolist() == sorted(moved)
+    assert classes.tolist() == [moved[voxel] for voxel in sorted(moved)]
+
+
 def test_inputs_are_not_written_to(sample, grid):
     kept = [sample.sweep.xyz.copy(), sample.occupancy_index.copy(), sample.sweep.boxes.boxes.copy()]
     move(sample, grid, flip_x=True, flip_y=True, rotation_rad=0.4, scale=0.95)

@@ -48,12 +48,43 @@ def test_time_lag_is_that_of_the_merged_sweeps_and_0_where_none_are_merged():
 
 
 def test_order_is_the_callers():
-    np.testing.assert_array_equal(point_features(SWEEP, ("z", "x"), INFO.rig), [[3, 1], [6, 4]])
+    values = point_features(SWEEP, ("x", "y", "z", "extra.doppler", "ring"), INFO.rig)
+    np.testing.assert_array_equal(values, [[1, 2, 3, 1.5, 0.25], [4, 5, 6, -2.5, 0.5]])
+    np.testing.assert_array_equal(point_features(SWEEP, ("ring", "z", "x"), INFO.rig), [[0.25, 3, 1], [0.5, 6, 4]])
+    swapped = point_features(SWEEP, ("x", "y", "z", "ring", "extra.doppler"), INFO.rig)
+    np.testing.assert_array_equal(swapped, values[:, [0, 1, 2, 4, 3]])
 
 
 def test_without_lidar_id_all_points_are_of_the_first():
-    values = point_features(replace(SWEEP, lidar_id=None), ("intensity", "ring"), INFO.rig)
-    np.testing.assert_allclose(values, [[0.2, 0.25], [2 / 255, 0.25]], rtol=1e-6)
+    values = point_features(replace(SWEEP, lidar_id=None), ("x", "y", "z", "intensity", "ring"), INFO.rig)
+    np.testing.assert_allclose(values[:, 3:], [[0.2, 0.25], [2 / 255, 0.25]], rtol=1e-6)
+
+
+@pytest.mark.parametrize("lidar_id", [None, "several"])
+@pytest.mark.parametrize("scales", [(None, None), (255.0, None), (None, 80.0), (255.0, 80.0)])
+def test_many_points_are_what_numpy_computes_in_plain_steps_bit_for_bit(scales, lidar_id):
+    rng = np.random.default_rng(0)
+    count = 2500  # more than a block of the compiled loop, and no multiple of it
+    rig = tuple(replace(spec, intensity_max=scale) for spec, scale in zip((TOP, SIDE), scales, strict=True))
+    sweep = Sweep(
+        "s",
+        "f",
+        0,
+        rng.normal(0, 50, (count, 3)).astype(np.float32),
+        intensity=rng.gamma(1, 30, count).astype(np.float32),
+        ring=rng.integers(0, 32, count).astype(np.uint16),
+        lidar_id=None if lidar_id is None else rng.choice([0, 7], count).astype(np.uint8),
+    )
+    found = point_features(sweep, ("x", "y", "z", "ring", "intensity"), rig)
+    ids = np.zeros(count, int) if sweep.lidar_id is None else (sweep.lidar_id == 7).astype(int)
+    expected = np.empty((count, 5), np.float32)
+    expected[:, :3] = sweep.xyz
+    expected[:, 3] = sweep.ring.astype(np.float32) / np.array([64, 32], np.float32)[ids]
+    for number, scale in enumerate(scales):
+        part = sweep.intensity[ids == number]
+        expected[ids == number, 4] = np.tanh(part) if scale is None else part / np.float32(scale)
+    assert found.dtype == np.float32
+    assert found.tobytes() == expected.tobytes()
 
 
 def test_a_sweep_without_the_feature_names_what_it_has():
