@@ -68,13 +68,14 @@ def sum_steps(planes: npt.NDArray[np.uint8], scale: np.float32, xyz: npt.NDArray
                         part[i] |= np.uint32(plane[i]) << up
             for i in range(len(part)):
                 part[i] = (part[i] >> one) ^ (np.uint32(0) - (part[i] & one))
-        for i in range(stop - start):
+        points = xyz[start:stop]
+        for i in range(len(points)):
             x = np.int32(x + np.int32(zigzag[0, i]))
             y = np.int32(y + np.int32(zigzag[1, i]))
             z = np.int32(z + np.int32(zigzag[2, i]))
-            xyz[start + i, 0] = np.float32(x) * scale
-            xyz[start + i, 1] = np.float32(y) * scale
-            xyz[start + i, 2] = np.float32(z) * scale
+            points[i, 0] = np.float32(x) * scale
+            points[i, 1] = np.float32(y) * scale
+            points[i, 2] = np.float32(z) * scale
 
 
 @numba.njit(cache=True, nogil=True)
@@ -91,14 +92,14 @@ def undo_lanes(
         lane: (N,) uint8 or uint16 lane of each point.
         xyz: (N, 3) float32, filled.
     """
-    place = np.zeros((1 << (8 * lane.itemsize)) + 1, np.int64)
+    place = np.zeros((1 << (8 * lane.itemsize)) + 1, np.uint32)
     for i in range(len(lane)):
-        place[np.int64(lane[i]) + 1] += 1
+        place[np.uint32(lane[i]) + np.uint32(1)] += np.uint32(1)
     for n in range(1, len(place)):
         place[n] += place[n - 1]
     for i in range(len(lane)):
         n = place[lane[i]]
-        place[lane[i]] += 1
+        place[lane[i]] = n + np.uint32(1)
         xyz[i, 0] = by_lane[n, 0]
         xyz[i, 1] = by_lane[n, 1]
         xyz[i, 2] = by_lane[n, 2]
