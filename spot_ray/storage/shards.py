@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import urllib.parse
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -15,6 +15,8 @@ import pyarrow.parquet as pq
 
 from spot_ray.errors import DataError
 from spot_ray.storage import uri as uris
+from spot_ray.storage.cache import CacheConfig, ShardCache, Traffic
+from spot_ray.storage.cache_folder import CachedFile
 from spot_ray.storage.whole_file import WholeFile
 
 
@@ -84,18 +86,60 @@ class ShardWriter:
             self.abort()
 
 
+class _OpenShard:
+    """A shard that is open.
+
+    Args:
+        source: Where it is read from.
+        cached: The file of the cache that this is, or None.
+        read_by_arrow: Whether Arrow's threads may read it.
+    """
+
+    def __init__(self, source: pa.NativeFile, cached: CachedFile | None, *, read_by_arrow: bool) -> None:
+        self.cached = cached
+        # Not where Python reads: a thread of Arrow that lets go of such a file when a process ends, aborts it.
+        self.file = pq.ParquetFile(source, pre_buffer=read_by_arrow, page_checksum_verification=True)
+        self.names: list[str] = self.file.schema_arrow.names
+        self._leaves = _leaves(self.file.schema_arrow)
+
+    def num_bytes(self, row_groups: Sequence[int], columns: Sequence[str]) -> int:
+        """Return the bytes of some columns of some row groups, as compressed in the file."""
+        leaves = [leaf for name in columns for leaf in self._leaves[name]]
+        groups = map(self.file.metadata.row_group, row_groups)
+        return sum(group.column(leaf).total_compressed_size for group in groups for leaf in leaves)
+
+    def close(self) -> None:
+        """Close it."""
+        self.file.close()
+        if self.cached is not None:
+            self.cached.close()
+
+
 class ShardReader:
     """Reads row groups of a dataset's shards; keeps the last files open.
 
     Args:
         uri: The dataset.
         max_open: Files that stay open.
+        cache: Where remote shards are kept on this machine, or None: nowhere, only what is asked for is read. Local
+            datasets do not need it.
+
+    Raises:
+        ConfigError: If the cache's folder cannot be made or written to.
     """
 
-    def __init__(self, uri: str, *, max_open: int = 32) -> None:
+    def __init__(self, uri: str, *, max_open: int = 32, cache: CacheConfig | None = None) -> None:
         self._uri = uri
         self._max_open = max_open
-        self._files: OrderedDict[str, pq.ParquetFile] = OrderedDict()
+        self._files: OrderedDict[str, _OpenShard] = OrderedDict()
+        self._is_local = uris.is_local(uri)
+        self._cache = None if cache is None or self._is_local else ShardCache(cache)
+        self._traffic = Traffic()
+
+    @property
+    def traffic(self) -> Traffic:
+        """What this reader has moved so far; of local datasets nothing is counted."""
+        return self._traffic if self._cache is None else self._traffic + self._cache.traffic
 
     def read(self, shard: str, row_group: int, columns: Sequence[str]) -> pa.Table:
         """Return one row group.
@@ -106,10 +150,17 @@ class ShardReader:
             columns: Columns to read.
 
         Raises:
+            ConfigError: If the cache's folder cannot be written to, or its disk is full.
             DataError: If the file is missing or broken.
         """
+
+        def read(opened: _OpenShard) -> pa.Table:
+            table = opened.file.read_row_group(row_group, columns=list(columns), use_threads=False)
+            self._count(opened, [row_group], columns)
+            return table
+
         with self._errors_told(f"row group {row_group}", shard):
-            return self._checked(shard, columns).read_row_group(row_group, columns=list(columns), use_threads=False)
+            return self._read(shard, columns, read)
 
     def read_all(self, shard: str, columns: Sequence[str]) -> pa.Table:
         """Return some columns of all row groups, one row each; meant for small columns.
@@ -119,22 +170,38 @@ class ShardReader:
             columns: Columns to read.
 
         Raises:
+            ConfigError: If the cache's folder cannot be written to, or its disk is full.
             DataError: If the file is missing or broken.
         """
-        with self._errors_told("the columns", shard):
-            return self._checked(shard, columns).read(columns=list(columns), use_threads=False)
 
-    def _checked(self, shard: str, columns: Sequence[str]) -> pq.ParquetFile:
-        file = self._open(shard)
-        present = file.schema_arrow.names
-        missing = [name for name in columns if name not in present]
+        def read(opened: _OpenShard) -> pa.Table:
+            table = opened.file.read(columns=list(columns), use_threads=False)
+            self._count(opened, range(opened.file.num_row_groups), columns)
+            return table
+
+        with self._errors_told("the columns", shard):
+            return self._read(shard, columns, read)
+
+    def _read(self, shard: str, columns: Sequence[str], read: Callable[[_OpenShard], pa.Table]) -> pa.Table:
+        try:
+            return read(self._checked(shard, columns))
+        except (pa.ArrowInvalid, OSError):
+            if opened := self._files.pop(shard, None):
+                opened.close()
+            if self._cache is None or not self._cache.doubt(uris.join(self._uri, shard)):
+                raise
+        return read(self._checked(shard, columns))  # if only the copy was damaged, there is another now
+
+    def _checked(self, shard: str, columns: Sequence[str]) -> _OpenShard:
+        opened = self._open(shard)
+        missing = [name for name in columns if name not in opened.names]
         if missing:
             raise DataError(
                 f"no column {', '.join(missing)}",
                 where=uris.join(self._uri, shard),
-                expected=f"one of {', '.join(present)}",
+                expected=f"one of {', '.join(opened.names)}",
             )
-        return file
+        return opened
 
     @contextlib.contextmanager
     def _errors_told(self, what: str, shard: str) -> Iterator[None]:
@@ -159,17 +226,46 @@ class ShardReader:
         while self._files:
             self._files.popitem()[1].close()
 
-    def _open(self, shard: str) -> pq.ParquetFile:
-        file = self._files.pop(shard, None)
-        if file is None:
-            system, path = uris.filesystem(uris.join(self._uri, shard))
-            source = system.open_input_file(path)
-            # Not where Python reads: a thread of Arrow that lets go of such a file when a process ends, aborts it.
-            file = pq.ParquetFile(source, pre_buffer=uris.is_read_by_arrow(self._uri), page_checksum_verification=True)
+    def _open(self, shard: str) -> _OpenShard:
+        opened = self._files.pop(shard, None)
+        if opened is None:
             if len(self._files) >= self._max_open:
                 self._files.popitem(last=False)[1].close()
-        self._files[shard] = file
-        return file
+            opened = self._open_anew(uris.join(self._uri, shard))
+        self._files[shard] = opened
+        return opened
+
+    def _open_anew(self, uri: str) -> _OpenShard:
+        cached = None if self._cache is None else self._cache.open(uri)
+        if cached is not None:
+            try:
+                return _OpenShard(cached.source, cached, read_by_arrow=False)
+            except BaseException:
+                cached.close()
+                raise
+        system, path = uris.filesystem(uri)
+        return _OpenShard(system.open_input_file(path), None, read_by_arrow=uris.is_read_by_arrow(uri))
+
+    def _count(self, opened: _OpenShard, row_groups: Sequence[int], columns: Sequence[str]) -> None:
+        if self._is_local:
+            return
+        size = opened.num_bytes(row_groups, columns)
+        more = Traffic(bytes_direct=size) if opened.cached is None else Traffic(bytes_from_cache=size)
+        self._traffic += more
+
+
+def _leaves(schema: pa.Schema) -> dict[str, range]:
+    """Return which of Parquet's columns each column of a schema consists of."""
+    leaves, start = {}, 0
+    for column in schema:
+        count = _num_leaves(column.type)
+        leaves[column.name] = range(start, start + count)
+        start += count
+    return leaves
+
+
+def _num_leaves(kind: pa.DataType) -> int:
+    return sum(_num_leaves(kind.field(i).type) for i in range(kind.num_fields)) if kind.num_fields else 1
 
 
 def shard_stem(sequences: Sequence[str]) -> str:
