@@ -166,10 +166,12 @@ class CacheFolder:
             The file, or None if there is no room, and how many others were removed.
         """
         part = self._path(key, ".part")
+        if not self.holds(size):
+            return None, 0
         with self._lock("room"), self.failures_told("write"):
             has_room, removed = self._make_room(key, size + _BESIDE_BYTES)
             if not has_room:
-                return None, removed
+                return None, 0
             file = os.open(part, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o666)
             try:
                 if size:
@@ -215,6 +217,7 @@ class CacheFolder:
             ) from None
 
     def _make_room(self, key: str, needed: int) -> tuple[bool, int]:
+        """Remove what is in the way, if that will do; tell whether it did, and how many files went."""
         whole, parts, notes = (self._others(key, kind) for kind in (".parquet", ".part", ".json"))
         for other, status in notes.items():
             if other not in whole and status.st_mtime < time.time() - _FORGET_S:
@@ -222,14 +225,19 @@ class CacheFolder:
         parts = {other: status for other, status in parts.items() if not self._remove_abandoned(other)}
         used = sum(status.st_size for status in (*whole.values(), *parts.values()))
         used += _BESIDE_BYTES * len(notes.keys() | whole.keys() | parts.keys())
-        removed = 0
-        for other in sorted(whole, key=lambda other: whole[other].st_atime_ns):
-            if used + needed <= self._limit_bytes:
-                break
-            if self._remove_unused(other):
-                used -= whole[other].st_size
-                removed += 1
-        return used + needed <= self._limit_bytes, removed
+        with contextlib.ExitStack() as held:
+            victims = []
+            for other in sorted(whole, key=lambda other: whole[other].st_atime_ns):
+                if used + needed <= self._limit_bytes:
+                    break
+                if held.enter_context(self._unused(other)):
+                    used -= whole[other].st_size
+                    victims.append(other)
+            if used + needed > self._limit_bytes:
+                return False, 0
+            for other in victims:
+                self._path(other).unlink(missing_ok=True)
+        return True, len(victims)
 
     def _others(self, key: str, kind: str) -> dict[str, os.stat_result]:
         found = {}
@@ -246,35 +254,38 @@ class CacheFolder:
                 self._path(key, ".part").unlink(missing_ok=True)
             return free
 
-    def _remove_unused(self, key: str) -> bool:
-        """Remove a file, its note excepted, and tell whether it is gone: not if somebody has it open."""
+    @contextlib.contextmanager
+    def _unused(self, key: str) -> Iterator[bool]:
+        """Yield whether nobody has a file open, and see to it that nobody does."""
         try:
             file = os.open(self._path(key), os.O_RDONLY)
         except FileNotFoundError:
-            return True
+            yield True
+            return
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            self._path(key).unlink(missing_ok=True)
-        except BlockingIOError:
-            return False
+            yield _locked(file, wait=False)
         finally:
             os.close(file)
-        return True
 
     @contextlib.contextmanager
     def _lock(self, name: str, *, wait: bool = True) -> Iterator[bool]:
         with self.failures_told("lock a file"):
             file = os.open(self._locks / name, os.O_CREAT | os.O_RDWR, 0o666)
         try:
-            held = True
             with self.failures_told("lock a file"):
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-                except BlockingIOError:
-                    held = False
+                held = _locked(file, wait=wait)
             yield held
         finally:
             os.close(file)
 
     def _path(self, key: str, kind: str = ".parquet") -> Path:
         return self._files / f"{key}{kind}"
+
+
+def _locked(file: int, *, wait: bool) -> bool:
+    """Take the only lock on a file, or tell that there are others."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    return True
