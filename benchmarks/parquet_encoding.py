@@ -127,11 +127,11 @@ def _attributes(sweep: Sweep, source: Source) -> Blobs:
 
 
 def _read_attributes(row: dict[str, pa.Scalar], count: int, source: Source) -> dict[str, npt.NDArray[Any]]:
-    return {name: decode_column(row[name], POINT_DTYPES[name], count, "", name) for name in source.columns}
+    return {name: decode_column(row[name].as_buffer(), POINT_DTYPES[name], count, "", name) for name in source.columns}
 
 
 def _unpack(row: dict[str, pa.Scalar], count: int, source: Source) -> dict[str, npt.NDArray[Any]]:
-    return {"xyz": decode_xyz(row["xyz"], STEP_M, count, ""), **_read_attributes(row, count, source)}
+    return {"xyz": decode_xyz(row["xyz"].as_buffer(), STEP_M, count, ""), **_read_attributes(row, count, source)}
 
 
 def _in_order(sweep: Sweep, source: Source) -> Blobs:
@@ -144,7 +144,7 @@ def _float32(sweep: Sweep, source: Source) -> Blobs:
 
 
 def _unpack_float32(row: dict[str, pa.Scalar], count: int, source: Source) -> dict[str, npt.NDArray[Any]]:
-    return {"xyz": decode_xyz(row["xyz"], 0, count, ""), **_read_attributes(row, count, source)}
+    return {"xyz": decode_xyz(row["xyz"].as_buffer(), 0, count, ""), **_read_attributes(row, count, source)}
 
 
 def _interleaved(sweep: Sweep, source: Source) -> Blobs:
@@ -239,7 +239,7 @@ def _second(sweep: Sweep, source: Source) -> Blobs:
 
 
 def _unpack_second(row: dict[str, pa.Scalar], count: int, source: Source) -> dict[str, npt.NDArray[Any]]:
-    first = np.rint(decode_xyz(row["xyz"], STEP_M, count, "").T / STEP_M).astype(np.int32)
+    first = np.rint(decode_xyz(row["xyz"].as_buffer(), STEP_M, count, "").T / STEP_M).astype(np.int32)
     return {"xyz": _as_xyz(np.cumsum(first, axis=1, dtype=np.int32)), **_read_attributes(row, count, source)}
 
 

@@ -71,11 +71,11 @@ def encode_xyz(xyz: npt.NDArray[np.float32], beam: Beam | None, *, lossless: boo
     return 0.0, _XYZ_HEAD.pack(4, 0) + _planes(bits, 4).tobytes()
 
 
-def decode_xyz(scalar: pa.Scalar, scale: float, count: int, where: str) -> npt.NDArray[np.float32]:
+def decode_xyz(buffer: pa.Buffer, scale: float, count: int, where: str) -> npt.NDArray[np.float32]:
     """Return the (N, 3) float32 coordinates of a blob, in the order in which they were written.
 
     Args:
-        scalar: The blob.
+        buffer: The blob.
         scale: The step in metres, 0 for float32.
         count: N.
         where: Name of the frame, for messages.
@@ -83,7 +83,6 @@ def decode_xyz(scalar: pa.Scalar, scale: float, count: int, where: str) -> npt.N
     Raises:
         DataError: If the blob's length does not fit `count`.
     """
-    buffer = scalar.as_buffer()
     width, lane_width = _XYZ_HEAD.unpack_from(buffer) if buffer.size >= _XYZ_HEAD.size else (0, 0)
     if not 1 <= width <= 4 or lane_width > 2 or buffer.size != _XYZ_HEAD.size + (3 * width + lane_width) * count:
         raise _wrong_length("xyz", buffer, count, where)
@@ -128,11 +127,11 @@ def encode_column(values: npt.NDArray[Any], *, lossless: bool) -> bytes:
     return _pack(kind.encode(), _planes(numbers.astype(f"{kind}{width}").view(f"u{width}"), width), 1)
 
 
-def decode_column(scalar: pa.Scalar, dtype: npt.DTypeLike, count: int, where: str, column: str) -> npt.NDArray[Any]:
+def decode_column(buffer: pa.Buffer, dtype: npt.DTypeLike, count: int, where: str, column: str) -> npt.NDArray[Any]:
     """Return the (N,) values of a point column.
 
     Args:
-        scalar: The blob.
+        buffer: The blob.
         dtype: Their dtype in memory.
         count: N.
         where: Name of the frame, for messages.
@@ -141,7 +140,7 @@ def decode_column(scalar: pa.Scalar, dtype: npt.DTypeLike, count: int, where: st
     Raises:
         DataError: If the blob's length does not fit `count`, or it holds no `dtype`.
     """
-    buffer, target = scalar.as_buffer(), np.dtype(dtype)
+    target = np.dtype(dtype)
     head = _COLUMN_HEAD.size
     kind, width, unit = _COLUMN_HEAD.unpack_from(buffer) if buffer.size >= head else (b"", 0, 0)
     if not 1 <= width <= 8 or buffer.size != head + width * count or not unit:
@@ -162,13 +161,12 @@ def decode_column(scalar: pa.Scalar, dtype: npt.DTypeLike, count: int, where: st
     )
 
 
-def decode_xyz_of_version_1(scalar: pa.Scalar, scale: float, count: int, where: str) -> npt.NDArray[np.float32]:
+def decode_xyz_of_version_1(buffer: pa.Buffer, scale: float, count: int, where: str) -> npt.NDArray[np.float32]:
     """Return the (N, 3) float32 coordinates of a blob of schema version 1: planes of int16, int32 or float32.
 
     Raises:
         DataError: If the blob's length does not fit `count`.
     """
-    buffer = scalar.as_buffer()
     width = buffer.size // (3 * count)
     if buffer.size != 3 * count * width or width not in (2, 4):
         raise _wrong_length("xyz", buffer, count, where)
@@ -181,14 +179,13 @@ def decode_xyz_of_version_1(scalar: pa.Scalar, scale: float, count: int, where: 
 
 
 def decode_column_of_version_1(
-    scalar: pa.Scalar, dtype: npt.DTypeLike, count: int, where: str, column: str
+    buffer: pa.Buffer, dtype: npt.DTypeLike, count: int, where: str, column: str
 ) -> npt.NDArray[Any]:
     """Return the (N,) values of a blob of schema version 1: plain numbers whose width is the blob's length by N.
 
     Raises:
         DataError: If the blob's length does not fit `count`.
     """
-    buffer = scalar.as_buffer()
     target = np.dtype(dtype)
     width = buffer.size // count
     if buffer.size != count * width or width not in (1, 2, 4):

@@ -171,10 +171,10 @@ def decode_sweep(table: pa.Table, row: int, info: DatasetInfo) -> Sweep:
     first = info.schema_version == 1
 
     def blob(column: str, dtype: npt.DTypeLike) -> npt.NDArray[Any] | None:
-        scalar = value.get(column)
-        if scalar is None or not scalar.is_valid:
+        buffer = value.get(column)
+        if buffer is None:
             return None
-        return (decode_column_of_version_1 if first else decode_column)(scalar, dtype, count, name, column)
+        return (decode_column_of_version_1 if first else decode_column)(buffer, dtype, count, name, column)
 
     pose, poses = _numbers(value, "world_SE3_ego"), _numbers(value, "sweep_poses")
     ignore, ignore_2d = _numbers(value, "ignore_regions"), _numbers(value, "ignore_boxes_2d")
@@ -194,7 +194,7 @@ def decode_sweep(table: pa.Table, row: int, info: DatasetInfo) -> Sweep:
         keyframe=value["keyframe"].as_py() if "keyframe" in value else True,
         split=_plain(value, "split"),
         extra={
-            extra: np.frombuffer(value[EXTRA + extra].as_buffer(), dtype=column.dtype)
+            extra: np.frombuffer(value[EXTRA + extra], dtype=column.dtype)
             if first
             else decode_column(value[EXTRA + extra], column.dtype, count, name, EXTRA + extra)
             for extra, column in info.extra.items()
@@ -240,10 +240,10 @@ def decode_occupancy(table: pa.Table, row: int) -> Occupancy:
     return Occupancy(
         sequence_id=value["sequence_id"].as_py(),
         frame_id=value["frame_id"].as_py(),
-        index=np.cumsum(np.frombuffer(value["index"].as_buffer(), dtype="<i4"), dtype=np.int32),
-        semantic=np.frombuffer(value["semantic"].as_buffer(), dtype=np.uint8),
-        observed=np.frombuffer(value["observed"].as_buffer(), dtype=np.uint8),
-        observed_by_frame=np.frombuffer(own.as_buffer(), dtype=np.uint8) if own is not None and own.is_valid else None,
+        index=np.cumsum(np.frombuffer(value["index"], dtype="<i4"), dtype=np.int32),
+        semantic=np.frombuffer(value["semantic"], dtype=np.uint8),
+        observed=np.frombuffer(value["observed"], dtype=np.uint8),
+        observed_by_frame=None if own is None else np.frombuffer(own, dtype=np.uint8),
     )
 
 
@@ -323,20 +323,34 @@ def _encode_boxes(boxes: Boxes | None, where: str) -> dict[str, Any]:
     return row
 
 
-def _values(table: pa.Table, row: int) -> dict[str, pa.Scalar]:
-    return {name: column[row] for name, column in zip(table.column_names, table.columns, strict=True)}
+def _values(table: pa.Table, row: int) -> dict[str, Any]:
+    """Return the scalars of a row by column; of binary columns their buffers, or None."""
+    return {
+        name: _buffer(column, row) if pa.types.is_binary(column.type) else column[row]
+        for name, column in zip(table.column_names, table.columns, strict=True)
+    }
 
 
-def _plain(value: dict[str, pa.Scalar], column: str) -> Any:
+def _buffer(column: pa.ChunkedArray, row: int) -> pa.Buffer | None:
+    """Return the bytes of a value where they lie: a scalar would copy them."""
+    (value,) = column.slice(row, 1).chunks
+    if value.null_count:
+        return None
+    _, offsets, data = value.buffers()
+    start, stop = np.frombuffer(offsets, np.int32, count=2, offset=4 * value.offset).tolist()
+    return data.slice(start, stop - start)
+
+
+def _plain(value: dict[str, Any], column: str) -> Any:
     return value[column].as_py() if column in value else None
 
 
-def _numbers(value: dict[str, pa.Scalar], column: str) -> npt.NDArray[Any] | None:
+def _numbers(value: dict[str, Any], column: str) -> npt.NDArray[Any] | None:
     scalar = value.get(column)
     return None if scalar is None or not scalar.is_valid else scalar.values.to_numpy(zero_copy_only=False)
 
 
-def _decode_boxes(value: dict[str, pa.Scalar]) -> Boxes | None:
+def _decode_boxes(value: dict[str, Any]) -> Boxes | None:
     flat = _numbers(value, "boxes")
     if flat is None:
         return None

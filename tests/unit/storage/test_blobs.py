@@ -24,8 +24,8 @@ FLOAT_DTYPES = ("float16", "float32", "float64")
 DTYPES = ("bool", "int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", *FLOAT_DTYPES)
 
 
-def blob(data: bytes) -> pa.Scalar:
-    return pa.scalar(data, pa.binary())
+def blob(data: bytes) -> pa.Buffer:
+    return pa.py_buffer(data)
 
 
 def through_xyz(

@@ -168,6 +168,24 @@ def test_labels_of_the_columns_of_training_lack_only_the_frames_own_mask() -> No
     assert decode_occupancy(table, 0).observed_by_frame.tolist() == [5, 1]
 
 
+def test_any_row_of_any_chunk_is_found() -> None:
+    """A row group of one frame is the usual table, yet not the only one."""
+    sweeps = [dataclasses.replace(fired_by_column(), frame_id=f"{i}", ring=BEAM if i % 2 else None) for i in range(5)]
+    rows = [encode_sweep(sweep, INFO) for sweep in sweeps]
+    parts = [pa.Table.from_pylist(part, schema=sweep_schema(INFO)) for part in (rows[:2], rows[2:])]
+    table = pa.concat_tables(parts).slice(1)
+    for i in range(4):
+        found = decode_sweep(table, i, INFO)
+        assert found.frame_id == f"{i + 1}"
+        assert (found.ring is None) == (i % 2 == 1)
+
+
+def test_labels_without_an_occupied_voxel() -> None:
+    nothing = Occupancy("s", "f", np.zeros(0, np.int32), np.zeros(0, np.uint8), np.zeros(2, np.uint8))
+    found = decode_occupancy(pa.Table.from_pylist([encode_occupancy(nothing)], schema=OCCUPANCY_SCHEMA), 0)
+    assert (len(found.index), len(found.semantic), found.observed.tolist()) == (0, 0, [0, 0])
+
+
 def test_a_blob_of_the_wrong_length_names_frame_column_and_lengths() -> None:
     info = dataclasses.replace(INFO, extra={"doppler": ExtraColumn("float32", "m/s")})
     values = np.arange(len(BEAM), dtype=np.float32)
