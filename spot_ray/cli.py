@@ -127,7 +127,9 @@ def _add_data_verbs(verb: _Verb) -> None:
     sub.add_argument("--sequence", required=True, metavar="ID", help="the sequence")
 
     sub = verb("inspect", commands.inspect, "Tell what a dataset holds, and what looks wrong in it.")
-    sub.add_argument("data", metavar="URI", help="the dataset")
+    sub.add_argument(
+        "data", nargs="+", metavar="URI", help="the dataset; with --balance also several, each URI or URI:PROPORTION"
+    )
     sub.add_argument(
         "--frames", type=_whole, metavar="N", help="frames whose points are checked; 0: none (default: 24)"
     )
@@ -135,6 +137,13 @@ def _add_data_verbs(verb: _Verb) -> None:
         "--balance", action="store_true", help="tell instead how often each class is used, before and after balancing"
     )
     sub.add_argument("--recipe", metavar="RECIPE", help="with --balance: take the rule of this recipe")
+    sub.add_argument(
+        "--subset",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="with --balance: of this part of the dataset alone; repeated, of several datasets",
+    )
     sub.add_argument("--out", metavar="FILE.png", help="with --balance: the picture to write")
     sub.add_argument("--json", action="store_true", help="print JSON")
     sub.epilog = (
@@ -251,6 +260,16 @@ def _add_network_verbs(verb: _Verb) -> None:
     sub.add_argument("--init", metavar="CKPT", help="start from the weights of this checkpoint")
     sub.add_argument("--resume", action="store_true", help="go on with the run in --out")
     sub.add_argument("--workers", type=_count, default=1, help="training workers (default 1)")
+    sub.add_argument(
+        "--cache-dir",
+        metavar="DIR",
+        help="keep shards of a bucket in this folder of each machine's local disk, so that later epochs read it",
+    )
+    sub.add_argument(
+        "--cache-limit",
+        metavar="SIZE",
+        help="with --cache-dir: most that it takes, e.g. 200GB; to be of use, more than the dataset (default: 100GB)",
+    )
     sub.add_argument("--print-config", action="store_true", help="print the resolved config and stop")
     sub.epilog = (
         "Every field of the recipe can be set by its path, e.g. --train.epochs 3 --loss.lovasz-weight 0.5; "

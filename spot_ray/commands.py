@@ -11,8 +11,11 @@ from spot_ray.errors import ConfigError, InstallError
 if TYPE_CHECKING:
     from spot_ray.geometry.grid import VoxelGrid
     from spot_ray.schema.subset import Subset
+    from spot_ray.storage.cache import CacheConfig
 
 Config = TypeVar("Config")
+
+_CACHE_LIMIT = "100GB"
 
 
 def say(text: str) -> None:
@@ -249,10 +252,12 @@ def inspect(options: argparse.Namespace, rest: list[str]) -> None:
     if options.balance:
         _inspect_balance(options, rest)
         return
-    for flag in ("out", "recipe"):
-        if getattr(options, flag) is not None:
+    for flag in ("out", "recipe", "subset"):
+        if getattr(options, flag):
             raise ConfigError(f"--{flag} is without --balance", where="spot-ray inspect", remedy="add --balance")
-    dataset = open_dataset(options.data)
+    if len(options.data) > 1:
+        raise ConfigError(f"{len(options.data)} datasets", where="spot-ray inspect", expected="one, or --balance")
+    dataset = open_dataset(options.data[0])
     max_frames = 24 if options.frames is None else options.frames
     summary, diagnosis = summarize(dataset), diagnose(dataset, max_frames=max_frames)
     if options.json:
@@ -262,12 +267,13 @@ def inspect(options: argparse.Namespace, rest: list[str]) -> None:
 
 
 def _inspect_balance(options: argparse.Namespace, rest: list[str]) -> None:
-    """Tell what balancing does to a dataset's classes, and draw it."""
+    """Tell what balancing does to the classes of datasets, and draw it."""
     from spot_ray.config.load import to_json
-    from spot_ray.operators.balance_report import render, report_dataset
+    from spot_ray.operators.balance_report import render, report_mixture
+    from spot_ray.operators.mixture import open_mixture, parse_source, with_subsets
     from spot_ray.recipes.pretraining import pretraining_recipe
     from spot_ray.storage import uri as uris
-    from spot_ray.storage.dataset import open_dataset
+    from spot_ray.storage.subset import read_subset
     from spot_ray.train.config import PretrainConfig
 
     if options.frames is not None:
@@ -276,13 +282,15 @@ def _inspect_balance(options: argparse.Namespace, rest: list[str]) -> None:
         uris.check_writable(options.out)
     recipe = PretrainConfig("defaults") if options.recipe is None else pretraining_recipe(options.recipe)
     config = _override(recipe, rest, "spot-ray inspect --balance").data
-    dataset = open_dataset(options.data)
-    report = report_dataset(dataset, config)
-    say(to_json(report) if options.json else f"{'dataset':<8} {dataset.info.name}  ({dataset.uri})\n{render(report)}")
+    sources = with_subsets([parse_source(text) for text in options.data], [read_subset(f) for f in options.subset])
+    mixture = open_mixture(sources, labels=None)
+    report = report_mixture(mixture, config)
+    names = " + ".join(member.dataset.info.name for member in mixture.members)
+    say(to_json(report) if options.json else f"{'data':<8} {names}\n{render(report)}")
     if options.out is not None:
         from spot_ray.train.balance_picture import draw_balance
 
-        draw_balance(options.out, report, title=f"{dataset.info.name}: classes before and after balancing")
+        draw_balance(options.out, report, title=f"{names}: classes before and after balancing")
         if not options.json:
             say(f"picture: {options.out}")
 
@@ -301,6 +309,7 @@ def pretrain(options: argparse.Namespace, rest: list[str]) -> None:
     for flag in ("data", "out"):
         if getattr(options, flag) is None:
             raise ConfigError(f"--{flag} is missing", where="spot-ray pretrain", expected=f"--{flag} URI")
+    cache = _cache(options.cache_dir, options.cache_limit)
     from spot_ray.operators.mixture import parse_source, with_subsets
     from spot_ray.storage.subset import read_subset
     from spot_ray.train.trainer import pretrain as run
@@ -313,8 +322,19 @@ def pretrain(options: argparse.Namespace, rest: list[str]) -> None:
         init=options.init,
         resume=options.resume,
         num_workers=options.workers,
+        cache=cache,
     )
     say(f"checkpoint: {result.checkpoint}")
+
+
+def _cache(folder: str | None, limit: str | None) -> CacheConfig | None:
+    if folder is None:
+        if limit is not None:
+            raise ConfigError("--cache-limit is without --cache-dir", expected="the folder that it holds for")
+        return None
+    from spot_ray.storage.cache import CacheConfig, parse_size
+
+    return CacheConfig(folder, parse_size(_CACHE_LIMIT if limit is None else limit))
 
 
 def _override(config: Config, flags: list[str], prog: str) -> Config:

@@ -52,6 +52,28 @@ class BalanceConfig:
 
 
 @dataclass(frozen=True)
+class ShuffleConfig:
+    """The order of an epoch; see :mod:`~spot_ray.operators.shuffle`.
+
+    Args:
+        window: Samples over which the samples of a shard are spread; 0: all, a full shuffle. A cache has to hold as
+            many shards as the window has: 16,384 samples are 83 logs of Waymo, 22 GB.
+        apart_s: Least time between two frames of one log in a global batch, as far as that can be; 0: any.
+    """
+
+    window: int = 16384
+    apart_s: float = 2.0
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        for name, right in (("window", self.window >= 0), ("apart_s", 0 <= self.apart_s < math.inf)):
+            if not right:
+                raise ConfigError(
+                    f"{name} is {getattr(self, name)}", where=f"data.shuffle.{name}", expected="at least 0, finite"
+                )
+
+
+@dataclass(frozen=True)
 class BeamConfig:
     """Beam re-sampling (paper, Eq. 5 and 6).
 
@@ -125,10 +147,14 @@ class DataConfig:
 
     Args:
         features: Input features of a point, in order; the first three are x, y, z.
-        labels: Name of the occupancy label set.
+        labels: Name of the occupancy label set; None: none is read, and nothing is observed.
+        point_labels: Also give each point's class.
+        on_bad_frame: What to do about a frame that cannot be read: end the run with its place and reason, or leave its
+            sample out of the batch, count it and tell of it.
         frames: `keyframes`: those that the source annotates (all, where it tells none apart); `all`: the sweeps between
             them too, which then need labels.
         balance: Class-balanced repeats.
+        shuffle: The order of an epoch.
         beams: Beam re-sampling.
         deskew: Correct sweeps for the vehicle's motion within them, where the source did not and the points' times are
             known, by the poses within the sweep or else by those of the frames around it.
@@ -137,9 +163,12 @@ class DataConfig:
     """
 
     features: tuple[str, ...] = ("x", "y", "z", "intensity")
-    labels: str = "default"
+    labels: str | None = "default"
+    point_labels: bool = False
+    on_bad_frame: Literal["fail", "skip"] = "fail"
     frames: Literal["keyframes", "all"] = "keyframes"
     balance: BalanceConfig = field(default_factory=BalanceConfig)
+    shuffle: ShuffleConfig = field(default_factory=ShuffleConfig)
     beams: BeamConfig = field(default_factory=BeamConfig)
     deskew: bool = False
     merge: MergeConfig = field(default_factory=MergeConfig)

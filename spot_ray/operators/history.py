@@ -77,6 +77,10 @@ def find_history(dataset: Dataset, *, num_sweeps: int, max_gap_s: float) -> Hist
 
 def places(dataset: Dataset, sweeps: npt.NDArray[np.int64], count: npt.NDArray[np.int64]) -> pa.ListArray:
     """Return where sweeps are stored as lists of `{shard, row_group, row}`, (L,) many in each."""
-    rows = dataset.manifest.select(_PLACE).take(pa.array(sweeps))
-    structs = pa.StructArray.from_arrays([rows[name].combine_chunks() for name in _PLACE], names=list(_PLACE))
+    structs = place_structs(dataset.manifest.select(_PLACE).take(pa.array(sweeps)))
     return pa.ListArray.from_arrays(pa.array(np.concatenate([[0], np.cumsum(count)]), pa.int32()), structs)
+
+
+def place_structs(rows: pa.Table) -> pa.StructArray:
+    """Return the `{shard, row_group, row}` of some rows of a manifest, of sweeps or of labels."""
+    return pa.StructArray.from_arrays([rows[name].combine_chunks() for name in _PLACE], names=list(_PLACE))

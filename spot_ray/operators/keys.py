@@ -13,7 +13,9 @@ class Purpose(StrEnum):
     """What a generator is for; two purposes never share a stream."""
 
     REPEATS = "repeats"
+    PROPORTIONS = "proportions"
     ORDER = "order"
+    AFFINITY = "affinity"
     BEAMS = "beams"
     AUGMENT = "augment"
 

@@ -1,15 +1,15 @@
 """Samples to batches, by way of an Arrow table that crosses Ray's object store.
 
-A sample is one row; its arrays are blobs that lie end to end in one buffer a column, so that a batch is one copy a
-column and nothing is decoded on the way. A row may carry an error of the user's data in place of its sample: raised in
-a Ray task, it would reach the user under a hundred lines of Ray's own traceback, whenever the task happens to run; this
-way it is raised where the sample is due.
+A sample is one row; its arrays are blobs that lie in memory as they are, so that a batch is one copy a column and
+nothing is decoded on the way. A row may carry an error of the user's data in place of its sample: raised in a Ray task,
+it would reach the user under a hundred lines of Ray's own traceback, whenever the task happens to run; this way it is
+raised where the sample is due.
 """
 
 from __future__ import annotations
 
 import pickle
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,81 +18,145 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from spot_ray.errors import SpotRayError
-from spot_ray.operators.batch import Batch
+from spot_ray.operators.batch import Batch, SkippedFrame
 from spot_ray.operators.features import point_features
-from spot_ray.operators.sample import Sample
+from spot_ray.operators.sample import Sample, Slot
 from spot_ray.schema.sensors import LidarSpec
 from spot_ray.schema.sweep import Boxes
+from spot_ray.schema.taxonomy import IGNORE
+
+STAGES = ("read", "beams", "deskew", "merge", "augment", "pack")
+"""The operators, in their order."""
 
 _BLOBS: dict[str, type[np.generic]] = {
     "points": np.float32,
+    "point_class": np.uint8,
     "occupancy_index": np.int32,
     "occupancy_class": np.uint8,
     "observed": np.uint8,
+    "labelled": np.uint8,
     "network_from_label": np.float32,
     "boxes": np.float32,
     "box_class": np.uint8,
+    "stage_s": np.float32,
+}
+_SLOT = {
+    "dataset": pa.int32(),
+    "frame": pa.string(),
+    "copy": pa.int32(),
+    "weight": pa.float32(),
+    "step": pa.int32(),
+    "global_weight": pa.float32(),
 }
 _SCHEMA = pa.schema(
     [
-        ("frame", pa.string()),
-        ("copy", pa.int32()),
-        ("weight", pa.float32()),
-        ("step", pa.int32()),
-        ("global_weight", pa.float32()),
+        *_SLOT.items(),
         *((name, pa.large_binary()) for name in _BLOBS),
+        ("skipped", pa.string()),
         ("error", pa.binary()),
     ]
 )
 
+Packed = dict[str, npt.NDArray[Any]]
+"""A sample's arrays, by the names of `_BLOBS`."""
+
 
 class Pack:
-    """Samples to rows: computes the input features and maps the boxes' classes.
+    """A sample to its arrays: computes the input features and maps the classes.
 
     Args:
         features: Names of the C input features.
         rig: The LiDARs of the dataset.
-        class_of_source: (65536,) uint8 table of :meth:`~spot_ray.schema.taxonomy.Taxonomy.lookup`.
+        class_of_source: (65536,) uint8 table from source ids to the run's classes 1 to K.
+        labelled: (N + 1,) bool: which classes of the labels the dataset can label at all.
+        point_labels: Whether to give each point's class.
+        label_bytes: Length of `observed`.
     """
 
     def __init__(
-        self, *, features: Sequence[str], rig: Sequence[LidarSpec], class_of_source: npt.NDArray[np.uint8]
+        self,
+        *,
+        features: Sequence[str],
+        rig: Sequence[LidarSpec],
+        class_of_source: npt.NDArray[np.uint8],
+        labelled: npt.NDArray[np.bool_],
+        point_labels: bool = False,
+        label_bytes: int,
     ) -> None:
         self._features = tuple(features)
         self._rig = tuple(rig)
         self._class_of_source = class_of_source
+        self._labelled = labelled
+        self._point_labels = point_labels
+        self._label_bytes = label_bytes
 
-    def __call__(self, samples: Sequence[Sample]) -> pa.Table:
-        """Return one row a sample, in order.
+    def __call__(self, sample: Sample) -> Packed:
+        """Return the arrays of a sample.
 
         Raises:
-            DataError: If a sample lacks a feature.
+            DataError: If it lacks a feature.
         """
-        slots = [sample.slot for sample in samples]
-        arrays: dict[str, list[npt.NDArray[Any]]] = {name: [] for name in _BLOBS}
-        for sample in samples:
-            boxes = sample.sweep.boxes if sample.sweep.boxes is not None else Boxes.empty()
-            arrays["points"].append(
-                point_features(sample.sweep, self._features, self._rig, time_lag_s=sample.time_lag_s)
-            )
-            arrays["occupancy_index"].append(sample.occupancy_index)
-            arrays["occupancy_class"].append(sample.occupancy_class)
-            arrays["observed"].append(sample.observed)
-            arrays["network_from_label"].append(sample.network_from_label)
-            arrays["boxes"].append(boxes.boxes)
-            arrays["box_class"].append(self._class_of_source[boxes.source_class])
-        return pa.table(
-            {
-                "frame": [slot.frame for slot in slots],
-                "copy": [slot.copy for slot in slots],
-                "weight": [slot.weight for slot in slots],
-                "step": [slot.step for slot in slots],
-                "global_weight": [slot.global_weight for slot in slots],
-                **{name: _to_blobs(arrays[name], dtype) for name, dtype in _BLOBS.items()},
-                "error": pa.nulls(len(slots), pa.binary()),
-            },
-            schema=_SCHEMA,
-        )
+        boxes = sample.sweep.boxes if sample.sweep.boxes is not None else Boxes.empty()
+        return {
+            "points": point_features(sample.sweep, self._features, self._rig, time_lag_s=sample.time_lag_s),
+            "point_class": self._point_class(sample),
+            "occupancy_index": sample.occupancy_index,
+            "occupancy_class": sample.occupancy_class,
+            "observed": sample.observed,
+            "labelled": self._labelled,
+            "network_from_label": sample.network_from_label,
+            "boxes": boxes.boxes,
+            "box_class": self._class_of_source[boxes.source_class],
+        }
+
+    def stand_in(self) -> Packed:
+        """Return the arrays of what stands for a frame that cannot be read: a point, nothing observed, no box."""
+        return {
+            "points": np.zeros((1, len(self._features)), np.float32),
+            "point_class": np.full(int(self._point_labels), IGNORE, np.uint8),
+            "occupancy_index": np.zeros(0, np.int32),
+            "occupancy_class": np.zeros(0, np.uint8),
+            "observed": np.zeros(self._label_bytes, np.uint8),
+            "labelled": self._labelled,
+            "network_from_label": np.eye(2, 3),
+            "boxes": np.zeros((0, 7), np.float32),
+            "box_class": np.zeros(0, np.uint8),
+        }
+
+    def _point_class(self, sample: Sample) -> npt.NDArray[np.uint8]:
+        if not self._point_labels:
+            return np.zeros(0, np.uint8)
+        source_class = sample.sweep.point_source_class
+        if source_class is None:
+            return np.full(len(sample.sweep), IGNORE, np.uint8)
+        return self._class_of_source[source_class]
+
+
+def to_table(
+    slots: Sequence[Slot],
+    samples: Sequence[Packed],
+    stage_s: Sequence[npt.NDArray[np.float64]],
+    skipped: Mapping[int, str],
+) -> pa.Table:
+    """Return one row a sample, in order.
+
+    Args:
+        slots: Their places in the plan.
+        samples: Their arrays.
+        stage_s: (number of `STAGES`,) seconds that each operator took for each of them.
+        skipped: Why samples are missing, by their number: their arrays are those of `Pack.stand_in`.
+    """
+    columns: dict[str, Any] = {name: [getattr(slot, name) for slot in slots] for name in _SLOT}
+    columns["weight"] = [0.0 if i in skipped else slot.weight for i, slot in enumerate(slots)]
+    columns |= {
+        name: _to_blobs([sample[name] for sample in samples], dtype)
+        for name, dtype in _BLOBS.items()
+        if name != "stage_s"
+    }
+    columns["stage_s"] = _to_blobs(stage_s, np.float32)
+    columns["skipped"] = [skipped.get(i) for i in range(len(slots))]
+    columns["error"] = pa.nulls(len(slots), pa.binary())
+    return pa.table(columns, schema=_SCHEMA)
 
 
 def pack_error(error: SpotRayError, count: int) -> pa.Table:
@@ -101,12 +165,13 @@ def pack_error(error: SpotRayError, count: int) -> pa.Table:
     return pa.table({**columns, "error": pa.repeat(pickle.dumps(error), count)}, schema=_SCHEMA)
 
 
-def unpack(table: pa.Table, num_features: int) -> Batch:
+def unpack(table: pa.Table, num_features: int, *, point_labels: bool = False) -> Batch:
     """Return the batch of a worker's rows of one step.
 
     Args:
-        table: Rows of :class:`Pack`, all of one step.
+        table: Rows of :func:`to_table`, all of one step.
         num_features: Number of input features, C.
+        point_labels: Whether each point's class was asked for.
 
     Returns:
         The batch; its arrays are its own, so that the object store may forget the rows.
@@ -123,13 +188,17 @@ def unpack(table: pa.Table, num_features: int) -> Batch:
     steps = np.unique(table.column("step").to_numpy())
     assert len(steps) == 1, f"a batch of the steps {steps}"
     size = table.num_rows
+    frames, copies = tuple(table.column("frame").to_pylist()), table.column("copy").to_numpy().copy()
+    reasons = table.column("skipped").to_pylist()
     return Batch(
         points=values["points"].reshape(-1, num_features),
         point_offsets=_offsets(lengths["points"] // num_features),
+        point_class=values["point_class"] if point_labels else None,
         occupancy_index=values["occupancy_index"],
         occupancy_class=values["occupancy_class"],
         occupancy_offsets=_offsets(lengths["occupancy_index"]),
         observed=values["observed"].reshape(size, -1),
+        labelled=values["labelled"].reshape(size, -1).astype(bool),
         network_from_label=values["network_from_label"].reshape(size, 2, 3),
         boxes=values["boxes"].reshape(-1, 7),
         box_class=values["box_class"],
@@ -137,8 +206,15 @@ def unpack(table: pa.Table, num_features: int) -> Batch:
         weight=table.column("weight").to_numpy().copy(),
         global_weight=float(table.column("global_weight")[0].as_py()),
         step=int(steps[0]),
-        frames=tuple(table.column("frame").to_pylist()),
-        copies=table.column("copy").to_numpy().copy(),
+        datasets=table.column("dataset").to_numpy().copy(),
+        frames=frames,
+        copies=copies,
+        skipped=tuple(
+            SkippedFrame(frame, int(copy), reason)
+            for frame, copy, reason in zip(frames, copies, reasons, strict=True)
+            if reason is not None
+        ),
+        stage_s=dict(zip(STAGES, values["stage_s"].reshape(size, -1).sum(axis=0).tolist(), strict=True)),
     )
 
 
@@ -158,27 +234,35 @@ def take(batch: Batch, samples: list[int]) -> Batch:
         batch,
         points=batch.points[points],
         point_offsets=packed(batch.point_offsets),
+        point_class=None if batch.point_class is None else batch.point_class[points],
         occupancy_index=batch.occupancy_index[voxels],
         occupancy_class=batch.occupancy_class[voxels],
         occupancy_offsets=packed(batch.occupancy_offsets),
         observed=batch.observed[samples],
+        labelled=batch.labelled[samples],
         network_from_label=batch.network_from_label[samples],
         boxes=batch.boxes[boxes],
         box_class=batch.box_class[boxes],
         box_offsets=packed(batch.box_offsets),
         weight=batch.weight[samples],
+        datasets=batch.datasets[samples],
         frames=tuple(batch.frames[b] for b in samples),
         copies=batch.copies[samples],
     )
 
 
-def _to_blobs(arrays: Sequence[npt.NDArray[Any]], dtype: npt.DTypeLike) -> pa.Array:
-    """Return arrays as one `large_binary` array: 32-bit offsets would end at 2 GiB of points."""
-    data = np.concatenate([array.reshape(-1) for array in arrays], dtype=dtype, casting="same_kind")
-    offsets = _offsets(np.array([array.size for array in arrays])) * data.itemsize
-    return pa.LargeBinaryArray.from_buffers(
-        pa.large_binary(), len(arrays), [None, pa.py_buffer(offsets), pa.py_buffer(data)]
-    )
+def _to_blobs(arrays: Sequence[npt.NDArray[Any]], dtype: npt.DTypeLike) -> pa.ChunkedArray:
+    """Return arrays as a `large_binary` column, a chunk each: they are copied once, into the object store."""
+    chunks = []
+    for array in arrays:
+        data = np.ascontiguousarray(array, dtype=dtype).reshape(-1)
+        ends = np.array([0, data.nbytes])
+        chunks.append(
+            pa.LargeBinaryArray.from_buffers(
+                pa.large_binary(), 1, [None, pa.py_buffer(ends), pa.py_buffer(data.view(np.uint8))]
+            )
+        )
+    return pa.chunked_array(chunks, pa.large_binary())
 
 
 def _from_blobs(column: pa.ChunkedArray, dtype: npt.DTypeLike) -> tuple[npt.NDArray[Any], npt.NDArray[np.int64]]:

@@ -1,6 +1,6 @@
 """The epoch plan: which frames an epoch uses, in which order, and which of them a worker computes.
 
-It is made from the manifest alone, alike in every worker, and cut into global batches whose content does not depend on
+It is made from the manifests alone, alike in every worker, and cut into global batches whose content does not depend on
 the number of workers.
 """
 
@@ -14,9 +14,11 @@ import numpy as np
 import numpy.typing as npt
 
 from spot_ray.errors import ConfigError, DataError
-from spot_ray.operators.balance import Balance, count_classes, foreground_classes
-from spot_ray.operators.config import BalanceConfig, DataConfig
+from spot_ray.operators.balance import Balance, ClassCounts, count_classes, foreground_classes
+from spot_ray.operators.config import DataConfig
 from spot_ray.operators.keys import Purpose, generator
+from spot_ray.operators.mixture import Member, Mixture
+from spot_ray.operators.shuffle import merge_orders, separate, window_order
 from spot_ray.schema.subset import Subset
 from spot_ray.storage.dataset import Dataset
 from spot_ray.storage.subset import frames_of
@@ -28,7 +30,7 @@ class Share:
 
     Args:
         batch_size: Samples of this worker in each global batch.
-        frame: (L,) int64 index of the frame in the dataset.
+        frame: (L,) int64 index of the frame in the mixture.
         copy: (L,) int32 which of the frame's repeats.
         weight: (L,) float32: 1 for a planned sample, 0 for one that only fills the batch.
         step: (L,) int32 index of the global batch in the epoch.
@@ -52,14 +54,19 @@ class EpochPlan:
     """The samples of an epoch, S in all, in the order in which they are used.
 
     Args:
-        frame: (S,) int64 index of the frame in the dataset.
+        frame: (S,) int64 index of the frame in the mixture.
         copy: (S,) int32 which of the frame's repeats.
+        affinity: (S,) float32 in [0, 1), one number a shard: within a global batch, samples go to workers in this
+            order. So a shard is read by one worker or two, in all epochs, and not by all.
         global_batch_size: Samples a step over all workers.
+        num_too_near: Samples that are in a batch with a neighbour of theirs, because they could not be kept apart.
     """
 
     frame: npt.NDArray[np.int64]
     copy: npt.NDArray[np.int32]
+    affinity: npt.NDArray[np.float32]
     global_batch_size: int
+    num_too_near: int = 0
 
     def __len__(self) -> int:
         """Return the number of planned samples."""
@@ -73,9 +80,9 @@ class EpochPlan:
     def share(self, *, rank: int = 0, world_size: int = 1, start_step: int = 0) -> Share:
         """Return what one worker computes.
 
-        Each global batch is dealt out in consecutive parts of ceil(global_batch_size / world_size). Where the plan or
-        the global batch ends within a part, the part is filled with samples of the plan that weigh nothing: every
-        worker has the same number of steps and never an empty batch.
+        Each global batch is dealt out in parts of ceil(global_batch_size / world_size), by affinity; within a part
+        samples are in the plan's order. Where the plan or the global batch ends within a part, the part is filled with
+        samples of the plan that weigh nothing: every worker has the same number of steps and never an empty batch.
 
         Args:
             rank: The worker.
@@ -85,87 +92,150 @@ class EpochPlan:
         if not 0 <= rank < world_size or start_step < 0:
             raise ValueError(f"rank {rank} of {world_size}, start_step {start_step}")
         size = math.ceil(self.global_batch_size / world_size)
-        step, place = np.meshgrid(np.arange(start_step, self.num_steps), rank * size + np.arange(size), indexing="ij")
+        step, place = np.meshgrid(np.arange(start_step, self.num_steps), np.arange(size * world_size), indexing="ij")
         position = step * self.global_batch_size + place
         planned = (place < self.global_batch_size) & (position < len(self))
-        source = (position % len(self)).reshape(-1)
-        in_batch = np.minimum(self.global_batch_size, len(self) - step * self.global_batch_size)
+        source = position % max(len(self), 1)
+        # What only fills comes last, as infinity.
+        dealt = np.argsort(np.where(planned, self.affinity[source], np.inf), axis=1, kind="stable")
+        mine = np.sort(dealt[:, rank * size : (rank + 1) * size], axis=1)
+        sample = np.take_along_axis(source, mine, axis=1).reshape(-1)
+        weight = np.take_along_axis(planned, mine, axis=1).reshape(-1)
+        steps = np.repeat(np.arange(start_step, self.num_steps), size)
+        in_batch = np.minimum(self.global_batch_size, len(self) - steps * self.global_batch_size)
         return Share(
             batch_size=size,
-            frame=self.frame[source],
-            copy=self.copy[source],
-            weight=planned.reshape(-1).astype(np.float32),
-            step=step.reshape(-1).astype(np.int32),
-            global_weight=in_batch.reshape(-1).astype(np.float32),
+            frame=self.frame[sample],
+            copy=self.copy[sample],
+            weight=weight.astype(np.float32),
+            step=steps.astype(np.int32),
+            global_weight=in_batch.astype(np.float32),
         )
 
 
-def plan_epoch(
-    dataset: Dataset,
-    config: DataConfig,
-    *,
-    seed: int,
-    epoch: int,
-    global_batch_size: int,
-    subset: Subset | None = None,
-    shuffle: bool = True,
-) -> EpochPlan:
-    """Return an epoch's plan: the frames, class-balanced repeats, then the order.
+class Planner:
+    """Plans the epochs of a run.
 
     Args:
-        dataset: The dataset.
-        config: The data plane; its `balance` counts.
+        mixture: The datasets; their labels do not matter here.
+        config: The data plane; its `frames`, `balance` and `shuffle` count.
         seed: Seed of the run.
-        epoch: The epoch; each has its own repeats and order.
         global_batch_size: Samples a step over all workers.
-        subset: The part of the dataset to use, or None: all of it. See :func:`select_frames`.
-        shuffle: Whether the order is random; else it is that of the dataset, repeats one after the other.
 
     Raises:
         ConfigError: If `global_batch_size` is not positive, or the data has nothing of what `balance` names or counts.
-        DataError: If the dataset lacks a part of the subset, or no frame is left.
+        DataError: If a dataset lacks a part of its subset, or has no frame left.
     """
-    _check_batch_size(global_batch_size)
-    frames = select_frames(dataset, subset, config.frames)
-    rng = generator(Purpose.REPEATS, seed=seed, epoch=epoch)
-    count = _balance(dataset, config.balance, frames).uses(chance=_chance(dataset, frames, rng), rng=rng)
-    frame = np.repeat(frames, count)
-    copy = np.arange(len(frame)) - np.repeat(np.cumsum(count) - count, count)
-    if shuffle:
-        order = np.argsort(generator(Purpose.ORDER, seed=seed, epoch=epoch).random(len(frame)), kind="stable")
-        frame, copy = frame[order], copy[order]
-    return EpochPlan(frame, copy.astype(np.int32), global_batch_size)
+
+    def __init__(self, mixture: Mixture, config: DataConfig, *, seed: int, global_batch_size: int) -> None:
+        if global_batch_size < 1:
+            raise ConfigError(f"global_batch_size is {global_batch_size}", expected="at least 1")
+        self._mixture = mixture
+        self._config = config
+        self._seed = seed
+        self._global_batch_size = global_batch_size
+        own = [select_frames(member.dataset, member.subset, config.frames) for member in mixture.members]
+        self._frames = np.concatenate([f + m.first for f, m in zip(own, mixture.members, strict=True)])
+        self._ends = np.cumsum([len(frames) for frames in own])
+        taxonomy = mixture.taxonomy
+        counts = ClassCounts.join([_counts(m, frames, mixture) for m, frames in zip(mixture.members, own, strict=True)])
+        foreground = foreground_classes(taxonomy.class_names, taxonomy.mask("foreground"), config.balance)
+        self._balance = Balance(counts, foreground, config.balance)
+        self._shard, self._sequence, self._time_s = _places(mixture)
+
+    def num_steps(self, epoch: int) -> int:
+        """Return the number of steps of an epoch; it varies, since repeats are drawn anew."""
+        if all(member.proportion is None for member in self._mixture.members):
+            chance, _ = self._chance(epoch)
+            samples = self._balance.length(chance=chance)
+        else:
+            samples = int(self._uses(epoch).sum())
+        return math.ceil(samples / self._global_batch_size)
+
+    def plan(self, epoch: int, *, shuffle: bool = True) -> EpochPlan:
+        """Return an epoch's plan: the frames, class-balanced repeats, then the order.
+
+        Args:
+            epoch: The epoch; each has its own repeats and order.
+            shuffle: Whether the order is random; else it is that of the datasets, repeats one after the other.
+        """
+        count = self._uses(epoch)
+        frame = np.repeat(self._frames, count)
+        copy = np.arange(len(frame)) - np.repeat(np.cumsum(count) - count, count)
+        num_too_near = 0
+        if shuffle:
+            order, num_too_near = self._order(frame, count, epoch)
+            frame, copy = frame[order], copy[order]
+        affinity = generator(Purpose.AFFINITY, seed=self._seed, epoch=0).random(int(self._shard.max()) + 1)
+        return EpochPlan(
+            frame,
+            copy.astype(np.int32),
+            affinity[self._shard[frame]].astype(np.float32),
+            self._global_batch_size,
+            num_too_near,
+        )
+
+    def _chance(self, epoch: int) -> tuple[npt.NDArray[np.float64], np.random.Generator]:
+        # One vector over the whole manifest: a hash a frame would take seconds for a fleet's data, and this way a
+        # frame's number does not depend on which other sequences are used.
+        rng = generator(Purpose.REPEATS, seed=self._seed, epoch=epoch)
+        return rng.random(len(self._mixture))[self._frames], rng
+
+    def _uses(self, epoch: int) -> npt.NDArray[np.int64]:
+        """Return the (F,) number of times that each frame is used."""
+        chance, rng = self._chance(epoch)
+        count = self._balance.uses(chance=chance, rng=rng)
+        weights = [member.proportion for member in self._mixture.members if member.proportion is not None]
+        if weights:
+            rng = generator(Purpose.PROPORTIONS, seed=self._seed, epoch=epoch)
+            parts = np.split(count, self._ends[:-1])
+            for member, part in zip(self._mixture.members, parts, strict=True):
+                if not part.any():
+                    raise DataError(
+                        "balancing draws no frame of the dataset, so that it cannot have a share of the epoch",
+                        where=member.dataset.uri,
+                        remedy="set data.balance.method=repeat, or name the datasets without proportions",
+                    )
+            lengths = proportioned([int(part.sum()) for part in parts], weights)
+            count = np.concatenate([_stretched(part, n, rng) for part, n in zip(parts, lengths, strict=True)])
+        return count
+
+    def _order(
+        self, frame: npt.NDArray[np.int64], count: npt.NDArray[np.int64], epoch: int
+    ) -> tuple[npt.NDArray[np.int64], int]:
+        config, total = self._config.shuffle, len(frame)
+        rng = generator(Purpose.ORDER, seed=self._seed, epoch=epoch)
+        begin, orders = 0, []
+        for end in np.cumsum(count)[self._ends - 1].tolist():
+            shard = self._shard[frame[begin:end]]
+            if not len(shard):
+                continue
+            # A window of the whole is one of each dataset's samples, in proportion.
+            window = math.ceil(config.window * (end - begin) / total)
+            orders.append(begin + window_order(shard - shard.min(), window=window, rng=rng))
+            begin = end
+        return separate(
+            merge_orders(orders, rng),
+            batch_size=self._global_batch_size,
+            sequence=self._sequence[frame],
+            time_s=self._time_s[frame],
+            apart_s=config.apart_s,
+            rng=rng,
+        )
 
 
-def steps_by_epoch(
-    dataset: Dataset,
-    config: DataConfig,
-    *,
-    seed: int,
-    epochs: int,
-    global_batch_size: int,
-    subset: Subset | None = None,
-) -> list[int]:
-    """Return the number of steps of each epoch; it varies, since repeats are drawn anew.
+def proportioned(lengths: list[int], proportions: list[float]) -> list[int]:
+    """Return how many samples each dataset gives to an epoch in which their shares are as asked for.
+
+    The epoch is as long as it takes for no dataset to be cut: what is over-represented gives its samples once, the
+    others some of theirs again.
 
     Args:
-        dataset: The dataset.
-        config: The data plane; its `balance` counts.
-        seed: Seed of the run.
-        epochs: Number of epochs.
-        global_batch_size: Samples a step over all workers.
-        subset: The part of the dataset to use, or None: all of it. See :func:`select_frames`.
-
-    Raises:
-        ConfigError: If `global_batch_size` is not positive, or the data has nothing of what `balance` names or counts.
-        DataError: If the dataset lacks a part of the subset, or no frame is left.
+        lengths: Samples that each dataset has of its own, at least one.
+        proportions: Their shares, in any unit.
     """
-    _check_batch_size(global_batch_size)
-    frames = select_frames(dataset, subset, config.frames)
-    balance = _balance(dataset, config.balance, frames)
-    generators = (generator(Purpose.REPEATS, seed=seed, epoch=epoch) for epoch in range(epochs))
-    samples = (balance.length(chance=_chance(dataset, frames, rng)) for rng in generators)
-    return [math.ceil(number / global_batch_size) for number in samples]
+    scale = max(length / proportion for length, proportion in zip(lengths, proportions, strict=True))
+    return [max(length, round(scale * p)) for length, p in zip(lengths, proportions, strict=True)]
 
 
 def select_frames(dataset: Dataset, subset: Subset | None, which: Literal["keyframes", "all"]) -> npt.NDArray[np.int64]:
@@ -194,18 +264,32 @@ def select_frames(dataset: Dataset, subset: Subset | None, which: Literal["keyfr
     return frames[is_keyframe]
 
 
-def _balance(dataset: Dataset, config: BalanceConfig, frames: npt.NDArray[np.int64]) -> Balance:
-    taxonomy = dataset.info.taxonomy
-    foreground = foreground_classes(taxonomy.class_names, taxonomy.mask("foreground"), config)
-    return Balance(count_classes(dataset.manifest, taxonomy, frames), foreground, config)
+def _counts(member: Member, frames: npt.NDArray[np.int64], mixture: Mixture) -> ClassCounts:
+    taxonomy = member.dataset.info.taxonomy
+    counts = count_classes(member.dataset.manifest, taxonomy, frames)
+    ids = np.array([0, *(mixture.taxonomy.id_of(name) for name in taxonomy.class_names)])
+    return counts.in_space(ids, mixture.taxonomy.num_classes)
 
 
-def _chance(dataset: Dataset, frames: npt.NDArray[np.int64], rng: np.random.Generator) -> npt.NDArray[np.float64]:
-    # One vector over the whole manifest: a hash a frame would take seconds for a fleet's data, and this way a frame's
-    # number does not depend on which other sequences are used.
-    return rng.random(len(dataset))[frames]
+def _places(
+    mixture: Mixture,
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], npt.NDArray[np.float64]]:
+    """Return the number of the shard and of the sequence, and the time in seconds, of each frame of a mixture."""
+    numbered: dict[str, list[npt.NDArray[np.int32]]] = {"shard": [], "sequence_id": []}
+    for name, codes in numbered.items():
+        first = 0
+        for member in mixture.members:
+            column = member.dataset.manifest.column(name).combine_chunks().dictionary_encode()
+            codes.append(column.indices.to_numpy() + np.int32(first))
+            first += len(column.dictionary)
+    times = [member.dataset.manifest.column("timestamp_ns").to_numpy() * 1e-9 for member in mixture.members]
+    return np.concatenate(numbered["shard"]), np.concatenate(numbered["sequence_id"]), np.concatenate(times)
 
 
-def _check_batch_size(global_batch_size: int) -> None:
-    if global_batch_size < 1:
-        raise ConfigError(f"global_batch_size is {global_batch_size}", expected="at least 1")
+def _stretched(count: npt.NDArray[np.int64], length: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
+    """Return the (F,) uses of a dataset's frames made `length` in all, each as many times more as the others."""
+    again, rest = divmod(length, int(count.sum()))
+    stretched = count * again
+    sample_of = np.repeat(np.arange(len(count)), count)
+    chosen = np.argsort(rng.random(len(sample_of)), kind="stable")[:rest]
+    return stretched + np.bincount(sample_of[chosen], minlength=len(count))

@@ -12,7 +12,7 @@ from spot_ray.schema.sweep import Sweep
 
 @dataclass(frozen=True)
 class Place:
-    """Where a sweep is stored.
+    """Where a sweep or the labels of a frame are stored.
 
     Args:
         shard: The file, relative to the dataset.
@@ -30,35 +30,29 @@ class Slot:
     """A place in a worker's share of the plan, and where its frame and labels are stored.
 
     Args:
+        dataset: Which of the run's datasets it is from.
         sequence_id: The frame's sequence.
         frame_id: The frame.
         copy: Which of the frame's repeats.
         weight: 1 for a planned sample, 0 for one that only fills a batch.
         step: Index of the global batch in the epoch.
         global_weight: Number of planned samples in that global batch.
-        shard: The file of the sweep, relative to the dataset.
-        row_group: Its row group.
-        row: Its row in the row group.
-        label_shard: The same of the labels.
-        label_row_group: The same of the labels.
-        label_row: The same of the labels.
+        sweep: Where its sweep is.
+        labels: Where its labels are; None: none are asked for.
         older: The sweeps before it that are to be merged into it, newest first.
         beside: The sweeps before and after all these, as far as there are such; their poses tell the motion within a
             sweep that has none of its own. Only where sweeps are to be de-skewed.
     """
 
+    dataset: int
     sequence_id: str
     frame_id: str
     copy: int
     weight: float
     step: int
     global_weight: float
-    shard: str
-    row_group: int
-    row: int
-    label_shard: str
-    label_row_group: int
-    label_row: int
+    sweep: Place
+    labels: Place | None = None
     older: tuple[Place, ...] = ()
     beside: tuple[Place, ...] = ()
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from spot_ray.operators.batch import Batch
-from spot_ray.schema.subset import Subset
-from spot_ray.storage.subset import read_subset
+from spot_ray.operators.feed import BatchFeed
+from spot_ray.operators.mixture import Sources
 from spot_ray.train.config import PretrainConfig
 
 if TYPE_CHECKING:
@@ -15,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def stream(
-    uri: str,
+    data: Sources,
     recipe: PretrainConfig,
     *,
     seed: int,
@@ -23,27 +21,25 @@ def stream(
     rank: int = 0,
     world_size: int = 1,
     start_step: int = 0,
-    subset: Subset | str | None = None,
-) -> Iterator[Batch]:
+) -> BatchFeed:
     """Stream one epoch of a recipe's training batches through Ray Data.
 
     Args:
-        uri: The labelled dataset.
+        data: The labelled dataset, or several.
         recipe: The run whose features, labels, balancing, re-sampling, augmentation and batch size count.
         seed: Seed of order and augmentation.
         epoch: The epoch; each has its own order and augmentation.
         rank: This worker.
         world_size: Number of workers; the union over them is the same at any number.
         start_step: Global batches to skip, at no cost.
-        subset: The part of the dataset to stream, or the file that holds it; None: all of it.
 
-    Yields:
-        This worker's share of each global batch, in plan order.
+    Returns:
+        An iterator over this worker's share of each global batch, in plan order.
     """
     from spot_ray.operators.stream import stream as stream_batches
 
     return stream_batches(
-        uri,
+        data,
         recipe.data,
         grid=recipe.grid,
         seed=seed,
@@ -52,7 +48,6 @@ def stream(
         world_size=world_size,
         global_batch_size=recipe.train.global_batch_size,
         start_step=start_step,
-        subset=read_subset(subset) if isinstance(subset, str) else subset,
     )
 
 

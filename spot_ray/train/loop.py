@@ -192,11 +192,11 @@ def build_learner(
 def occupancy_objective(
     config: PretrainConfig, *, taxonomy: Taxonomy, grid: VoxelGrid, device: torch.device | str
 ) -> LossFunction:
-    """Return the pre-training loss (paper, Eq. 3) of logits against a batch's occupancy."""
+    """Return the pre-training loss (paper, Eq. 3) of logits against a batch's occupancy.
+
+    A class that a sample's dataset cannot label is left out of its softmax.
+    """
     weights = class_weights(taxonomy, config.loss, device)
-    labelled = taxonomy.mask("labelled")
-    labelled[0] = True
-    unlabelled = None if labelled.all() else tensor_of(~labelled, device).view(1, -1, 1, 1, 1)
 
     def objective(logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
         labels = to_labels(
@@ -206,8 +206,8 @@ def occupancy_objective(
             point_cloud_range_m=config.model.voxel.point_cloud_range_m,
             mask_unobserved=config.loss.mask_unobserved,
         )
-        if unlabelled is not None:
-            logits = logits.masked_fill(unlabelled, NEVER)
+        if not batch.labelled.all():
+            logits = logits.masked_fill(tensor_of(~batch.labelled, device)[:, :, None, None, None], NEVER)
         loss = occupancy_loss(
             logits,
             labels,

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 from spot_ray.config.load import from_json, to_json
 from spot_ray.errors import ConfigError, DataError
 from spot_ray.models.spot import OccupancyModel, build_model
+from spot_ray.operators.chain import build_chain
 from spot_ray.operators.features import columns_of, point_features
-from spot_ray.operators.plan import select_frames, steps_by_epoch
-from spot_ray.operators.stream import iterate
+from spot_ray.operators.mixture import DataSource, Member, Mixture, Sources, as_sources, open_mixture
+from spot_ray.operators.plan import Planner, select_frames
 from spot_ray.schema.subset import Subset
 from spot_ray.schema.taxonomy import Taxonomy
 from spot_ray.storage import uri as uris
-from spot_ray.storage.dataset import Dataset, open_dataset
-from spot_ray.storage.occupancy import open_occupancy
+from spot_ray.storage.dataset import open_dataset
 from spot_ray.train.checkpoint import CONFIG_FILE, ModelDescription, latest_checkpoint, read_config, read_description
 from spot_ray.train.config import PretrainConfig
 from spot_ray.train.transfer import LoadReport, load_weights
@@ -27,9 +27,15 @@ from spot_ray.train.transfer import LoadReport, load_weights
 RECORD_FILE = "run.json"
 
 CHANGEABLE = frozenset(
-    {"train.epochs", "train.checkpoint_every_steps", "train.keep_checkpoints", "train.log_every_steps"}
+    {
+        "train.epochs",
+        "train.checkpoint_every_steps",
+        "train.keep_checkpoints",
+        "train.log_every_steps",
+        "data.on_bad_frame",
+    }
 )
-"""Fields that a resumed run may change: how long it runs and what it keeps."""
+"""Fields that a resumed run may change: how long it runs, what it keeps, and whether broken frames end it."""
 
 
 @dataclass(frozen=True)
@@ -37,18 +43,14 @@ class RunRecord:
     """What `run.json` holds.
 
     Args:
-        data: The dataset.
-        parts: The dataset's manifest parts when the run began: logs that arrive later are not the run's.
-        num_frames: Frames that those parts listed then; removing a sequence is all that makes it fewer.
-        subset: The part of the dataset that it trains on, or None: all of it.
+        sources: The datasets, each with its manifest parts when the run began: logs that arrive later are not of it.
+        num_frames: Frames that those parts of each listed then; removing a sequence is all that makes it fewer.
         init: The checkpoint that it began with, or None.
         steps_by_epoch: Global batches of each epoch.
     """
 
-    data: str
-    parts: tuple[str, ...]
-    num_frames: int
-    subset: Subset | None
+    sources: tuple[DataSource, ...]
+    num_frames: tuple[int, ...]
     init: str | None
     steps_by_epoch: tuple[int, ...]
 
@@ -79,6 +81,10 @@ class Run:
         """The classes."""
         return self.description.taxonomy
 
+    def open_mixture(self) -> Mixture:
+        """Return its datasets as one."""
+        return open_mixture(self.record.sources, labels=self.config.data.labels)
+
     def build_model(self) -> OccupancyModel:
         """Return the network with fresh weights."""
         return build_model(
@@ -104,9 +110,8 @@ class Run:
 def prepare_run(
     config: PretrainConfig,
     *,
-    data: str,
+    data: Sources,
     out: str,
-    subset: Subset | None = None,
     init: str | None = None,
     resume: bool = False,
 ) -> tuple[Run, LoadReport | None]:
@@ -114,64 +119,50 @@ def prepare_run(
 
     Args:
         config: The run.
-        data: The labelled dataset.
+        data: The labelled datasets; when resuming, with the subsets and proportions that the run began with, or none.
         out: The run's folder.
-        subset: The part of the dataset to train on, or None: all of it; when resuming, what the run began with.
         init: A checkpoint to begin with, or None: when resuming, the one that the run began with.
-        resume: Go on with the run that `out` holds, on the frames that the dataset had when it began.
+        resume: Go on with the run that `out` holds, on the frames that the datasets had when it began.
 
     Returns:
         The run, and what became of the weights of `init` (None without, or if a checkpoint of the run itself is newer).
 
     Raises:
         ConfigError: If the config contradicts itself, the data or the run in `out`.
-        DataError: If the dataset or its labels are missing or broken, or the dataset lacks what the subset or, when
+        DataError: If a dataset or its labels are missing or broken, or a dataset lacks what its subset or, when
             resuming, the run names.
         CheckpointError: If the weights of `init` are missing or do not fit.
     """
     _check_counts(config)
-    data, out = uris.absolute(data), uris.absolute(out)
+    out = uris.absolute(out)
     before = _recorded(out) if resume else None
-    dataset = _open_pinned(data, before, out)
-    subset = _pinned_subset(subset, before, out)
+    sources = as_sources(data)
+    if before is not None:
+        sources = _pinned(sources, before, uris.join(out, RECORD_FILE))
+    if config.data.labels is None:
+        raise ConfigError("there are no labels to learn from", where="data.labels", expected="the name of a label set")
+    mixture = open_mixture(sources, labels=config.data.labels)
+    assert mixture.label_taxonomy is not None
     init = _initial(init, before, out)
     train = config.train
-    iterate(  # reads nothing yet, but opens the labels and builds every operator
-        data,
-        config.data,
-        grid=config.grid,
-        seed=train.seed,
-        epoch=0,
-        global_batch_size=train.global_batch_size,
-        subset=subset,
-        parts=dataset.parts,
-    )
-    first = int(select_frames(dataset, subset, config.data.frames)[0])
-    # A feature that the source never recorded shows here, in one frame, and not in a worker.
-    point_features(
-        dataset.read(first, columns_of(config.data.features, dataset.info)), config.data.features, dataset.info.rig
-    )
-    steps = steps_by_epoch(
-        dataset,
-        config.data,
-        seed=train.seed,
-        epochs=train.epochs,
-        global_batch_size=train.global_batch_size,
-        subset=subset,
-    )
+    build_chain(mixture, config.data, config.grid, seed=train.seed, epoch=0)
+    planner = Planner(mixture, config.data, seed=train.seed, global_batch_size=train.global_batch_size)
+    for member in mixture.members:
+        _check_first_frame(member, config)
     record = RunRecord(
-        data=data,
-        parts=tuple(dataset.parts),
-        num_frames=len(dataset),
-        subset=subset,
+        sources=tuple(
+            dataclasses.replace(source, parts=tuple(member.dataset.parts))
+            for source, member in zip(sources, mixture.members, strict=True)
+        ),
+        num_frames=tuple(len(member.dataset) for member in mixture.members),
         init=init,
-        steps_by_epoch=tuple(steps),
+        steps_by_epoch=tuple(planner.num_steps(epoch) for epoch in range(train.epochs)),
     )
     description = ModelDescription(
         features=config.data.features,
-        taxonomy=open_occupancy(data, config.data.labels).info.taxonomy,
+        taxonomy=mixture.label_taxonomy,
         grid=config.grid,
-        lidar_names=tuple(lidar.name for lidar in dataset.info.rig),
+        lidar_names=tuple(dict.fromkeys(lidar.name for member in mixture.members for lidar in member.dataset.info.rig)),
         labels=config.data.labels,
     )
     run = Run(config, out, record, description)
@@ -217,43 +208,63 @@ def _recorded(out: str) -> RunRecord:
         ) from None
 
 
-def _open_pinned(data: str, before: RunRecord | None, out: str) -> Dataset:
-    """Return the dataset; for a run that is resumed, as it was when that began."""
-    dataset = open_dataset(data)
-    if before is None:
-        return dataset
-    where = uris.join(out, RECORD_FILE)
-    missing = set(before.parts) - set(dataset.parts)
+def _check_first_frame(member: Member, config: PretrainConfig) -> None:
+    """Check in one frame that the source recorded every feature: else that shows in a worker."""
+    dataset, data = member.dataset, config.data
+    first = int(select_frames(dataset, member.subset, data.frames)[0])
+    point_features(dataset.read(first, columns_of(data.features, dataset.info)), data.features, dataset.info.rig)
+
+
+def _pinned(sources: tuple[DataSource, ...], before: RunRecord, where: str) -> tuple[DataSource, ...]:
+    """Return the datasets as they were when the run that is resumed began."""
+    if len(sources) != len(before.sources):
+        raise ConfigError(
+            f"the run did not begin with {len(sources)} datasets",
+            where=where,
+            expected=", ".join(began.uri for began in before.sources),
+            remedy="name the run's own datasets, in their order, or start a new run in another --out",
+        )
+    together = zip(sources, before.sources, before.num_frames, strict=True)
+    return tuple(_pinned_source(source, began, frames, where) for source, began, frames in together)
+
+
+def _pinned_source(source: DataSource, began: DataSource, num_frames: int, where: str) -> DataSource:
+    parts = began.parts or ()
+    missing = set(parts) - set(open_dataset(source.uri).parts)
     if missing:
         raise DataError(
-            f"{dataset.uri} is not the dataset of the run: it lacks {len(missing)} of {len(before.parts)} manifest "
-            f"parts, {min(missing)} among them",
+            f"{source.uri} is not the dataset of the run: it lacks {len(missing)} of {len(parts)} manifest parts, "
+            f"{min(missing)} among them",
             where=where,
-            expected=f"{before.data}, wherever it is now; logs that were added since do not matter",
+            expected=f"{began.uri}, wherever it is now; logs that were added since do not matter",
             remedy="resume with the run's own --data, or start a new run in another --out",
         )
-    dataset = open_dataset(data, parts=before.parts)
-    if len(dataset) != before.num_frames:
+    found = len(open_dataset(source.uri, parts=parts))
+    if found != num_frames:
         raise DataError(
-            f"sequences were removed from the dataset since the run began: {len(dataset)} of its {before.num_frames} "
-            "frames are left",
-            where=f"{dataset.uri}, {where}",
+            f"sequences were removed from the dataset since the run began: {found} of its {num_frames} frames are left",
+            where=f"{source.uri}, {where}",
             expected="the frames that the run began with: without them its epochs are others",
-            remedy=f"start a new run in another --out; --init {out} keeps what it has learned",
+            remedy="start a new run in another --out; "
+            f"--init {where.removesuffix(RECORD_FILE)} keeps what this one has learned",
         )
-    return dataset
+    if source.proportion not in (None, began.proportion):
+        raise ConfigError(
+            f"the run did not begin with the proportion {source.proportion:g} of {source.uri}",
+            where=where,
+            expected="none" if began.proportion is None else f"{began.proportion:g}, or none named",
+            remedy="leave the proportions out, or start a new run in another --out",
+        )
+    _check_subset(source.subset, began.subset, where)
+    return dataclasses.replace(began, uri=source.uri)
 
 
-def _pinned_subset(subset: Subset | None, before: RunRecord | None, out: str) -> Subset | None:
-    """Return the subset to train on; a run that is resumed keeps its own."""
-    if before is None:
-        return subset
-    began = before.subset
-    if subset is None or (began and (subset.unit, set(subset.names)) == (began.unit, set(began.names))):
-        return began
+def _check_subset(asked: Subset | None, began: Subset | None, where: str) -> None:
+    if asked is None or (began and (asked.unit, set(asked.names)) == (began.unit, set(began.names))):
+        return
     raise ConfigError(
-        f"the run did not begin with this subset, {subset}",
-        where=uris.join(out, RECORD_FILE),
+        f"the run did not begin with this subset, {asked}",
+        where=where,
         expected=f"its own, {began}, or no --subset" if began else "no --subset: it began with the whole dataset",
         remedy="leave --subset out, or start a new run in another --out",
     )

@@ -20,10 +20,11 @@ from torch import nn
 
 from spot_ray.errors import ConfigError, SpotRayError
 from spot_ray.operators.batch import Batch
+from spot_ray.operators.mixture import Sources
 from spot_ray.operators.stream import stream
-from spot_ray.schema.subset import Subset
 from spot_ray.session import num_cores, ray_session
 from spot_ray.storage import uri as uris
+from spot_ray.storage.cache import CacheConfig
 from spot_ray.train.config import PretrainConfig
 from spot_ray.train.loop import RunState
 from spot_ray.train.progress import ProgressDisplay
@@ -68,17 +69,18 @@ class _Orders:
 
     run: Run
     board: ActorHandle
+    cache: CacheConfig | None
 
 
 def pretrain(
     config: PretrainConfig,
     *,
-    data: str,
+    data: Sources,
     out: str,
-    subset: Subset | None = None,
     init: str | None = None,
     resume: bool = False,
     num_workers: int = 1,
+    cache: CacheConfig | None = None,
     use_gpu: bool | None = None,
     max_failures: int | None = None,
     progress: bool = True,
@@ -91,12 +93,12 @@ def pretrain(
 
     Args:
         config: The run.
-        data: The labelled dataset.
+        data: The labelled datasets; when resuming, with the subsets and proportions that the run began with, or none.
         out: The run's folder: checkpoints, `config.json`, `metrics.jsonl`, TensorBoard logs.
-        subset: The part of the dataset to train on, or None: all of it; when resuming, what the run began with.
         init: A checkpoint, or a run's folder, whose weights to begin with; or None.
         resume: Go on with the run that `out` holds, from its newest checkpoint.
         num_workers: Training workers; the global batch stays as the config says.
+        cache: Where shards of a remote store are kept on each machine, or None: they are read from the store.
         use_gpu: A GPU a worker, or the CPU; None: GPUs if there is one for each worker.
         max_failures: Lost workers after which to give up; None: 0 on a Ray that is started here, else 3.
         progress: Show the figures on standard error.
@@ -113,7 +115,7 @@ def pretrain(
     """
     if num_workers < 1:
         raise ConfigError(f"num_workers is {num_workers}", expected="at least 1")
-    run, report = prepare_run(config, data=data, out=out, subset=subset, init=init, resume=resume)
+    run, report = prepare_run(config, data=data, out=out, init=init, resume=resume)
     with ray_session(spare_cpus=num_workers) as started_here, contextlib.ExitStack() as stack:
         gpu = _choose_gpu(use_gpu, num_workers)
         _check_cpus(num_workers)
@@ -124,7 +126,7 @@ def pretrain(
         stack.enter_context(_watching(board, display, on_metrics))
         if max_failures is None:
             max_failures = 0 if started_here else RETRIES_ON_A_CLUSTER
-        state = _fit(_Orders(run, board), num_workers=num_workers, use_gpu=gpu, max_failures=max_failures)
+        state = _fit(_Orders(run, board, cache), num_workers=num_workers, use_gpu=gpu, max_failures=max_failures)
     return result_of(run, state)
 
 
@@ -178,9 +180,11 @@ def _work(options: dict[str, Any]) -> dict[str, Any]:
         # Ray sets OMP_NUM_THREADS to the CPUs that a worker asks for, which is one.
         torch.set_num_threads(max(1, num_cores() // context.get_local_world_size()))
 
+    mixture = run.open_mixture()
+
     def batches(epoch: int, start_step: int) -> Iterable[Batch]:
         return stream(
-            run.record.data,
+            mixture,
             run.config.data,
             grid=run.config.grid,
             seed=run.config.train.seed,
@@ -189,8 +193,7 @@ def _work(options: dict[str, Any]) -> dict[str, Any]:
             world_size=world_size,
             global_batch_size=run.config.train.global_batch_size,
             start_step=start_step,
-            subset=run.record.subset,
-            parts=run.record.parts,
+            cache=orders.cache,
         )
 
     def tell(state: RunState, figures: Figures) -> None:

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from spot_ray.operators.batch import Batch
+from spot_ray.operators.mixture import Sources
 from spot_ray.operators.stream import iterate
-from spot_ray.schema.subset import Subset
+from spot_ray.storage.cache import CacheConfig
 from spot_ray.train.checkpoint import checkpoint_uri, latest_checkpoint, resolve, resume_state, save_checkpoint
 from spot_ray.train.config import PretrainConfig
 from spot_ray.train.loop import RunState, build_learner, fit
@@ -129,12 +130,12 @@ def train_worker(
 def pretrain_here(
     config: PretrainConfig,
     *,
-    data: str,
+    data: Sources,
     out: str,
-    subset: Subset | None = None,
     init: str | None = None,
     resume: bool = False,
     device: torch.device | str = "cpu",
+    cache: CacheConfig | None = None,
     on_metrics: Callable[[RunState, Figures], None] | None = None,
 ) -> PretrainResult:
     """Pre-train in this process, without Ray: for a debugger, a notebook, or a machine that has no Ray.
@@ -143,30 +144,30 @@ def pretrain_here(
 
     Args:
         config: The run.
-        data: The labelled dataset.
+        data: The labelled datasets; when resuming, with the subsets and proportions that the run began with, or none.
         out: The run's folder.
-        subset: The part of the dataset to train on, or None: all of it; when resuming, what the run began with.
         init: A checkpoint to begin with, or None.
         resume: Go on with the run that `out` holds.
         device: The training device.
+        cache: Where shards of a remote store are kept on this machine, or None.
         on_metrics: Called with each line of metrics.
 
     Raises:
         SpotRayError: See :func:`~spot_ray.train.run.prepare_run` and :func:`~spot_ray.train.loop.fit`.
     """
-    run, _ = prepare_run(config, data=data, out=out, subset=subset, init=init, resume=resume)
+    run, _ = prepare_run(config, data=data, out=out, init=init, resume=resume)
+    mixture = run.open_mixture()
 
     def batches(epoch: int, start_step: int) -> Iterable[Batch]:
         return iterate(
-            run.record.data,
+            mixture,
             config.data,
             grid=config.grid,
             seed=config.train.seed,
             epoch=epoch,
             global_batch_size=config.train.global_batch_size,
             start_step=start_step,
-            subset=run.record.subset,
-            parts=run.record.parts,
+            cache=cache,
         )
 
     return result_of(run, train_worker(run, batches, device=device, on_metrics=on_metrics))

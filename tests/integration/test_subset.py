@@ -14,6 +14,7 @@ from spot_ray.geometry.grid import VoxelGrid
 from spot_ray.models.config import BevConfig, DecoderConfig, EncoderConfig, ModelConfig, VoxelConfig
 from spot_ray.occupancy.config import LabelConfig
 from spot_ray.occupancy.run import label_dataset
+from spot_ray.operators.mixture import DataSource
 from spot_ray.schema.sensors import LidarSpec, nominal_mount
 from spot_ray.schema.subset import Subset
 from spot_ray.schema.sweep import Sweep
@@ -70,7 +71,8 @@ def draw(data: str, file: Path, unit: str, fraction: str) -> Subset:
 
 
 def frames_streamed(data: str, subset: str | None) -> set[str]:
-    return {name for batch in spot_ray.stream(data, RECIPE, seed=0, epoch=0, subset=subset) for name in batch.frames}
+    source = DataSource(data, subset=None if subset is None else spot_ray.read_subset(subset))
+    return {name for batch in spot_ray.stream(source, RECIPE, seed=0, epoch=0) for name in batch.frames}
 
 
 def test_a_subset_is_labelled_and_used_and_the_rest_later(data: str, tmp_path: Path) -> None:
@@ -98,7 +100,7 @@ def test_a_subset_is_labelled_and_used_and_the_rest_later(data: str, tmp_path: P
 
     out = str(tmp_path / "run")
     frames = draw(data, tmp_path / "frames.json", "frame", "0.05")
-    result = pretrain(RECIPE, data=data, out=out, subset=frames, progress=False)
+    result = pretrain(RECIPE, data=DataSource(data, subset=frames), out=out, progress=False)
     # No foreground, so nothing is repeated: two key frames, one step.
     assert (result.state.step, result.state.samples_seen) == (1, len(frames.names)) == (1, 2)
     assert frames_streamed(data, str(tmp_path / "frames.json")) == set(frames.names)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from spot_ray.geometry.grid import VoxelGrid, pack_bits
-from spot_ray.operators.sample import Sample, Slot
+from spot_ray.operators.sample import Place, Sample, Slot
 from spot_ray.schema.occupancy import Occupancy, OccupancyInfo
 from spot_ray.schema.sensors import LidarSpec, nominal_mount
 from spot_ray.schema.sweep import Boxes, Sweep
@@ -99,5 +99,5 @@ def sample() -> Sample:
     """A frame whose labels are its voxelised points."""
     sweep = make_sweep("a", 1)
     labels = label(sweep)
-    slot = Slot("a", "001", 0, 1.0, 0, 1.0, "", 0, 0, "", 0, 0)
+    slot = Slot(0, "a", "001", 0, 1.0, 0, 1.0, Place("", 0, 0))
     return Sample(slot, sweep, labels.index, labels.semantic, labels.observed, np.eye(2, 3))

@@ -7,7 +7,7 @@ from spot_ray.errors import ConfigError, DataError
 from spot_ray.geometry import se3
 from spot_ray.operators.beams import BeamResample, build_beam_resample, even_beams, inclinations_deg
 from spot_ray.operators.config import BeamConfig
-from spot_ray.operators.sample import Sample, Slot
+from spot_ray.operators.sample import Place, Sample, Slot
 from spot_ray.schema.sensors import LidarSpec, as_matrix
 from spot_ray.schema.sweep import Sweep
 
@@ -32,7 +32,7 @@ def spin(*, ring: bool = True, points_a_ring: int = 40, jitter_deg: float = 0.0,
 
 
 def sample_of(sweep: Sweep, copy: int = 0) -> Sample:
-    slot = Slot("s", "f", copy, 1.0, 0, 1.0, "", 0, 0, "", 0, 0)
+    slot = Slot(0, "s", "f", copy, 1.0, 0, 1.0, Place("", 0, 0))
     empty = np.zeros(0, np.int32)
     return Sample(slot, sweep, empty, empty.astype(np.uint8), np.zeros(1, np.uint8), np.eye(2, 3))
 

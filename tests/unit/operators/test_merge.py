@@ -8,7 +8,7 @@ import pytest
 from spot_ray.errors import DataError
 from spot_ray.geometry import se3
 from spot_ray.operators.merge import Merge, merge_sweeps
-from spot_ray.operators.sample import Sample, Slot
+from spot_ray.operators.sample import Place, Sample, Slot
 from spot_ray.schema.sensors import LidarSpec, as_matrix
 from spot_ray.schema.sweep import Boxes, Sweep
 
@@ -134,7 +134,7 @@ def test_the_operator_leaves_what_has_nothing_to_merge(sample):
     operator = Merge(rig=RIG, min_distance_m=1.0)
     assert operator(sample) is sample
     own = Sample(
-        Slot("log", "1", 0, 1.0, 0, 1.0, "", 0, 0, "", 0, 0),
+        Slot(0, "log", "1", 0, 1.0, 0, 1.0, Place("", 0, 0)),
         sweep(1, [[9, 9, 9]]),
         np.zeros(0, np.int32),
         np.zeros(0, np.uint8),

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 
 from spot_ray.errors import DataError
-from spot_ray.operators.pack import Pack, pack_error, take, unpack
+from spot_ray.operators.pack import STAGES, Pack, pack_error, take, to_table, unpack
 from spot_ray.schema.sensors import LidarSpec
 from spot_ray.schema.taxonomy import SemanticClass, SourceClass, Taxonomy
 
@@ -45,7 +45,20 @@ def samples(sample):
 
 @pytest.fixture
 def rows(samples):
-    return Pack(features=("x", "y", "z", "intensity"), rig=RIG, class_of_source=TAXONOMY.lookup())(samples)
+    return packed(samples, ("x", "y", "z", "intensity"))
+
+
+def packed(samples, features, **options):
+    pack = Pack(
+        features=features,
+        rig=RIG,
+        class_of_source=TAXONOMY.lookup(),
+        labelled=np.array([True, True, False]),
+        label_bytes=len(samples[0].observed),
+        **options,
+    )
+    seconds = [np.arange(len(STAGES)) + i for i in range(len(samples))]
+    return to_table([s.slot for s in samples], [pack(s) for s in samples], seconds, {})
 
 
 def assert_same(first, second):
@@ -73,6 +86,9 @@ def test_batch_holds_the_samples_end_to_end(samples, rows):
     np.testing.assert_array_equal(batch.weight, [1, 1, 0])
     np.testing.assert_array_equal(batch.copies, [0, 1, 2])
     assert (batch.frames, batch.step, batch.global_weight) == (("a/001",) * 3, 5, 2.0)
+    np.testing.assert_array_equal(batch.labelled, [[True, True, False]] * 3)
+    assert batch.stage_s == {name: 3.0 * i + 3 for i, name in enumerate(STAGES)}  # of three samples
+    assert (batch.skipped, batch.point_class) == ((), None)
 
 
 def test_dtypes_are_those_of_the_contract(rows):
@@ -85,6 +101,15 @@ def test_dtypes_are_those_of_the_contract(rows):
     assert {name: getattr(batch, name).dtype for name in expected} == expected
     assert batch.network_from_label.shape == (3, 2, 3)
     assert batch.boxes.shape == (4, 7)
+
+
+def test_points_have_classes_if_asked_for(samples):
+    batch = unpack(packed(samples, ("x", "y", "z"), point_labels=True), 3, point_labels=True)
+    source = samples[0].sweep.point_source_class
+    np.testing.assert_array_equal(batch.point_class[: len(source)], TAXONOMY.lookup()[source])
+    few = slice(*batch.point_offsets[1:3])
+    np.testing.assert_array_equal(batch.point_class[few], [255, 255, 255])  # the source did not label that sweep
+    np.testing.assert_array_equal(take(batch, [1]).point_class, [255, 255, 255])
 
 
 def test_arrays_are_writable_and_the_batchs_own(rows):
@@ -101,7 +126,9 @@ def test_slices_and_chunks_give_the_same_batch(rows):
     chunked = pa.concat_tables([pa.concat_tables([rows, rows]).slice(3, 2), rows.slice(2, 1)])
     assert chunked.column("points").num_chunks > 1
     assert_same(unpack(chunked, 4), unpack(rows, 4))
-    assert_same(unpack(rows.slice(1, 1), 4), take(unpack(rows, 4), [1]))
+    assert_same(
+        unpack(rows.slice(1, 1), 4), replace(take(unpack(rows, 4), [1]), stage_s=unpack(rows.slice(1, 1), 4).stage_s)
+    )
 
 
 def test_parts_of_a_batch_are_its_samples(rows):
@@ -122,7 +149,7 @@ def test_parts_of_a_batch_are_its_samples(rows):
 
 def test_a_batch_of_two_steps_is_a_bug(samples):
     samples[2] = replace(samples[2], slot=replace(samples[2].slot, step=6))
-    table = Pack(features=("x", "y", "z"), rig=RIG, class_of_source=TAXONOMY.lookup())(samples)
+    table = packed(samples, ("x", "y", "z"))
     with pytest.raises(AssertionError, match="steps"):
         unpack(table, 3)
 

@@ -8,7 +8,8 @@ import pytest
 
 from spot_ray.errors import ConfigError, DataError
 from spot_ray.operators.config import BalanceConfig, DataConfig
-from spot_ray.operators.plan import EpochPlan, plan_epoch, steps_by_epoch
+from spot_ray.operators.mixture import DataSource, mix
+from spot_ray.operators.plan import EpochPlan, Planner
 from spot_ray.schema.dataset import DatasetInfo
 from spot_ray.schema.manifest import SWEEP_MANIFEST
 from spot_ray.schema.sensors import LidarSpec
@@ -19,8 +20,13 @@ from spot_ray.storage.dataset import Dataset, open_dataset
 PLAIN = DataConfig(balance=BalanceConfig(enabled=False))
 
 
-def plan(uri, config=PLAIN, *, seed=0, epoch=0, size=4, **options):
-    return plan_epoch(open_dataset(uri), config, seed=seed, epoch=epoch, global_batch_size=size, **options)
+def planner(dataset, config=PLAIN, *, seed=0, size=4, subset=None):
+    mixture = mix([dataset], [None], [DataSource(dataset.uri, subset=subset)])
+    return Planner(mixture, config, seed=seed, global_batch_size=size)
+
+
+def plan(uri, config=PLAIN, *, seed=0, epoch=0, size=4, subset=None, **options):
+    return planner(open_dataset(uri), config, seed=seed, size=size, subset=subset).plan(epoch, **options)
 
 
 def test_without_balancing_every_frame_is_used_once_in_another_order(uri):
@@ -48,9 +54,9 @@ def test_balancing_repeats_the_frames_with_the_rare_class(uri):
 
 
 def test_copies_are_numbered(uri):
-    dataset = open_dataset(uri)
+    plans = planner(open_dataset(uri), DataConfig(), size=1)
     for epoch in range(20):
-        copies = plan_epoch(dataset, DataConfig(), seed=0, epoch=epoch, global_batch_size=1, shuffle=False)
+        copies = plans.plan(epoch, shuffle=False)
         for frame in range(11):
             assert list(copies.copy[copies.frame == frame]) == list(range((copies.frame == frame).sum()))
 
@@ -59,7 +65,7 @@ def test_a_subset_alone_is_planned(uri):
     assert sorted(plan(uri, subset=Subset("sequence", ("b",))).frame) == [7, 8, 9, 10]
     assert sorted(plan(uri, subset=Subset("frame", ("a/004", "b/000", "b/003"))).frame) == [4, 7, 10]
     three = Subset("frame", ("a/004", "b/000", "b/003"))
-    assert steps_by_epoch(open_dataset(uri), PLAIN, seed=0, epochs=2, global_batch_size=2, subset=three) == [2, 2]
+    assert planner(open_dataset(uri), size=2, subset=three).num_steps(1) == 2
     with pytest.raises(DataError, match="lacks 1 of the subset's 2 sequences: 'c'"):
         plan(uri, subset=Subset("sequence", ("b", "c")))
 
@@ -87,16 +93,16 @@ def test_key_frames_are_planned_unless_all_are_asked_for(uri):
         return Dataset(uri, dataset.info, rows, [])
 
     some, every = marked(is_keyframe), replace(PLAIN, frames="all")
-    assert sorted(plan_epoch(some, PLAIN, seed=0, epoch=0, global_batch_size=2).frame) == [0, 5, 10]
-    assert sorted(plan_epoch(some, every, seed=0, epoch=0, global_batch_size=2).frame) == list(range(11))
-    assert steps_by_epoch(some, PLAIN, seed=0, epochs=2, global_batch_size=2) == [2, 2]
+    assert sorted(planner(some, PLAIN, size=2).plan(0).frame) == [0, 5, 10]
+    assert sorted(planner(some, every, size=2).plan(0).frame) == list(range(11))
+    assert planner(some, PLAIN, size=2).num_steps(0) == 2
     whole, named = Subset("sequence", ("b",)), Subset("frame", ("a/005", "b/001"))
-    assert sorted(plan_epoch(some, PLAIN, seed=0, epoch=0, global_batch_size=2, subset=whole).frame) == [10]
-    assert sorted(plan_epoch(some, every, seed=0, epoch=0, global_batch_size=2, subset=whole).frame) == [7, 8, 9, 10]
+    assert sorted(planner(some, PLAIN, size=2, subset=whole).plan(0).frame) == [10]
+    assert sorted(planner(some, every, size=2, subset=whole).plan(0).frame) == [7, 8, 9, 10]
     # Frames that are named are used, key frames or not.
-    assert sorted(plan_epoch(some, PLAIN, seed=0, epoch=0, global_batch_size=2, subset=named).frame) == [5, 8]
+    assert sorted(planner(some, PLAIN, size=2, subset=named).plan(0).frame) == [5, 8]
     with pytest.raises(DataError, match="none of the 11 frames is a key frame") as error:
-        plan_epoch(marked(np.zeros(11, bool)), PLAIN, seed=0, epoch=0, global_batch_size=2)
+        planner(marked(np.zeros(11, bool)), PLAIN, size=2).plan(0)
     assert "data.frames=all" in error.value.remedy
 
 
@@ -136,10 +142,9 @@ def test_start_step_leaves_the_tail(uri):
 
 
 def test_steps_are_those_of_the_plans(uri):
-    dataset = open_dataset(uri)
-    steps = steps_by_epoch(dataset, DataConfig(), seed=3, epochs=12, global_batch_size=2)
-    plans = [plan(uri, DataConfig(), seed=3, epoch=epoch, size=2) for epoch in range(12)]
-    assert steps == [p.num_steps for p in plans]
+    plans = planner(open_dataset(uri), DataConfig(), seed=3, size=2)
+    steps = [plans.num_steps(epoch) for epoch in range(12)]
+    assert steps == [plans.plan(epoch).num_steps for epoch in range(12)]
     assert len(set(steps)) > 1  # 11 to 13 samples: 6 or 7 steps
 
 
@@ -172,8 +177,9 @@ def test_a_fleets_epochs_are_planned_in_seconds():
     info = DatasetInfo("fleet", (LidarSpec("top", 0, "spinning", 64, (-17.6, 2.4)),), PAPER_TAXONOMY)
     dataset = Dataset("memory", info, rows, [])
     start = time.perf_counter()
-    steps = steps_by_epoch(dataset, DataConfig(), seed=0, epochs=30, global_batch_size=32)
-    whole = plan_epoch(dataset, DataConfig(), seed=0, epoch=29, global_batch_size=32)
-    assert time.perf_counter() - start < 5  # measured: 0.3 s
+    plans = planner(dataset, DataConfig(), size=32)
+    steps = [plans.num_steps(epoch) for epoch in range(30)]
+    whole = plans.plan(29)
+    assert time.perf_counter() - start < 5  # measured: 0.5 s
     assert isinstance(whole, EpochPlan)
     assert steps[29] == whole.num_steps

@@ -11,6 +11,7 @@ import pytest
 from spot_ray.errors import ConfigError, DataError
 from spot_ray.geometry.grid import VoxelGrid
 from spot_ray.operators.config import AugmentConfig, BalanceConfig, BeamConfig, DataConfig
+from spot_ray.operators.mixture import DataSource
 from spot_ray.operators.stream import iterate
 from spot_ray.schema.occupancy import OccupancyInfo
 from spot_ray.schema.subset import Subset
@@ -25,8 +26,9 @@ AS_IT_IS = DataConfig(
 )
 
 
-def batches(uri, config=CONFIG, *, seed=0, epoch=0, size=4, **options):
-    return list(iterate(uri, config, seed=seed, epoch=epoch, global_batch_size=size, **options))
+def batches(uri, config=CONFIG, *, seed=0, epoch=0, size=4, subset=None, **options):
+    source = DataSource(uri, subset=subset)
+    return list(iterate(source, config, seed=seed, epoch=epoch, global_batch_size=size, **options))
 
 
 def samples(parts):
@@ -84,7 +86,8 @@ def test_start_step_gives_the_tail(uri):
     assert [batch.step for batch in tail] == [batch.step for batch in whole[2:]]
     for first, second in zip(whole[2:], tail, strict=True):
         for field in fields(first):
-            np.testing.assert_array_equal(getattr(first, field.name), getattr(second, field.name))
+            if field.name != "stage_s":
+                np.testing.assert_array_equal(getattr(first, field.name), getattr(second, field.name))
     assert batches(uri, start_step=99) == []
 
 

@@ -109,10 +109,12 @@ def batch_of(
     return Batch(
         points=np.concatenate(points),
         point_offsets=_offsets(points),
+        point_class=None,
         occupancy_index=np.concatenate(index),
         occupancy_class=np.concatenate(classes),
         occupancy_offsets=_offsets(index),
         observed=np.stack(observed),
+        labelled=np.ones((size, 4), bool),
         network_from_label=np.repeat(IDENTITY[None], size, axis=0),
         boxes=np.zeros((0, 7), np.float32),
         box_class=np.zeros(0, np.uint8),
@@ -120,8 +122,11 @@ def batch_of(
         weight=weights,
         global_weight=float(weights.sum()) if global_weight is None else global_weight,
         step=step,
+        datasets=np.zeros(size, np.int32),
         frames=tuple(f"sequence/{step}-{b}" for b in range(size)),
         copies=np.zeros(size, np.int32),
+        skipped=(),
+        stage_s={},
     )
 
 

@@ -9,7 +9,7 @@ import torch
 from spot_ray.errors import DataError
 from spot_ray.losses.occupancy import occupancy_loss
 from spot_ray.operators.pack import take
-from spot_ray.schema.taxonomy import SemanticClass, Taxonomy
+from spot_ray.schema.taxonomy import Taxonomy
 from spot_ray.train.labels import class_weights, to_labels
 from spot_ray.train.loop import Learner, RunState, build_learner, check_finite, fit
 from spot_ray.train.metrics import StepMeter
@@ -113,15 +113,23 @@ def test_a_share_of_fillers_alone_moves_no_statistics(toy: ModuleType) -> None:
     assert model.norm.running_mean.abs().sum() > 0
 
 
-def test_a_class_that_the_data_cannot_label_gets_no_gradient(toy: ModuleType) -> None:
-    classes = (*toy.TAXONOMY.classes[:2], SemanticClass("tree", (7, 8, 9), labelled=False))
-    learner = learner_of(toy, taxonomy=Taxonomy.from_classes("two", classes))
+def test_a_class_that_its_dataset_cannot_label_gets_no_gradient_from_a_sample(toy: ModuleType) -> None:
     batch = toy.batch_of(np.random.default_rng(0), 2)
     batch.occupancy_class[batch.occupancy_class == 3] = 255
+    batch.labelled[:, 3] = False
+    learner = learner_of(toy)
     learner.train_step(batch, 0)
     gradient = learner.model.head.weight.grad
     assert (gradient[3] == 0).all()
     assert (gradient[:3] != 0).any(dim=1).all()
+    # The second sample's dataset can label it: the gradient is that of this sample alone.
+    batch.labelled[1, 3] = True
+    both, alone = learner_of(toy), learner_of(toy)
+    alone.model.load_state_dict(both.model.state_dict())
+    both.train_step(batch, 0)
+    alone.train_step(dataclasses.replace(take(batch, [1]), global_weight=2.0), 0)
+    torch.testing.assert_close(both.model.head.weight.grad[3], alone.model.head.weight.grad[3])
+    assert (both.model.head.weight.grad[3] != 0).any()
 
 
 class KilledError(Exception):

@@ -8,6 +8,7 @@ import pytest
 
 from spot_ray.errors import CheckpointError, ConfigError, DataError
 from spot_ray.operators.config import BalanceConfig, DataConfig
+from spot_ray.operators.mixture import DataSource
 from spot_ray.operators.stream import iterate
 from spot_ray.schema.subset import Subset
 from spot_ray.storage import uri as uris
@@ -144,14 +145,11 @@ def test_a_subset_stays_the_runs(config: PretrainConfig, data: str, toy: ModuleT
     grown, out = str(tmp_path / "data"), str(tmp_path / "run")
     shutil.copytree(data, grown)
     subset = Subset("frame", ("log0/1", "log1/0", "log1/1"), "toy", 0.6, 0)
-    run, _ = prepare_run(config, data=grown, out=out, subset=subset)
+    run, _ = prepare_run(config, data=DataSource(grown, subset=subset), out=out)
     assert run.record.steps_by_epoch == (2, 2)  # three frames in batches of two
 
     def frames(run: Run) -> list[list[str]]:
-        record = run.record
-        batches = iterate(
-            record.data, config.data, seed=0, epoch=1, global_batch_size=2, subset=record.subset, parts=record.parts
-        )
+        batches = iterate(run.record.sources, config.data, seed=0, epoch=1, global_batch_size=2)
         return [list(batch.frames) for batch in batches]
 
     before = frames(run)
@@ -159,11 +157,11 @@ def test_a_subset_stays_the_runs(config: PretrainConfig, data: str, toy: ModuleT
     # Another log comes before them all, so that every frame has another index.
     toy.write_dataset(grown, names=("a new log",), frames=(4,))
     for asked in (None, Subset("frame", tuple(reversed(subset.names)))):
-        again, _ = prepare_run(config, data=grown, out=out, resume=True, subset=asked)
+        again, _ = prepare_run(config, data=DataSource(grown, subset=asked), out=out, resume=True)
         assert again.record == run.record
         assert frames(again) == before
     with pytest.raises(ConfigError, match="did not begin with this subset, 1 sequence") as caught:
-        prepare_run(config, data=grown, out=out, resume=True, subset=Subset("sequence", ("log0",)))
+        prepare_run(config, data=DataSource(grown, subset=Subset("sequence", ("log0",))), out=out, resume=True)
     assert caught.value.expected == "its own, 3 frames (60 % by seed 0), or no --subset"
 
 
@@ -171,7 +169,8 @@ def test_a_run_of_the_whole_dataset_is_not_resumed_on_a_subset(
     finished: tuple[str, PretrainResult], config: PretrainConfig, data: str
 ) -> None:
     with pytest.raises(ConfigError, match="did not begin with this subset") as caught:
-        prepare_run(config, data=data, out=finished[0], resume=True, subset=Subset("sequence", ("log0",)))
+        part = DataSource(data, subset=Subset("sequence", ("log0",)))
+        prepare_run(config, data=part, out=finished[0], resume=True)
     assert "it began with the whole dataset" in caught.value.expected
 
 
@@ -182,11 +181,11 @@ def test_a_removed_sequence_ends_the_runs_that_began_with_it(
     data, out = str(tmp_path / "data"), str(tmp_path / "run")
     # Five frames or six, there are three steps: the steps would not show it.
     toy.write_dataset(data, names=("log0", "log1", "single"), frames=(3, 2, 1))
-    prepare_run(config, data=data, out=out, subset=subset)
+    prepare_run(config, data=DataSource(data, subset=subset), out=out)
     remove_sequence(data, "single")
     with pytest.raises(DataError, match=r"sequences were removed .*: 5 of its 6 frames are left") as caught:
         prepare_run(config, data=data, out=out, resume=True)
-    assert f"--init {out}" in caught.value.remedy
+    assert "--init" in caught.value.remedy
 
 
 def test_the_record_of_another_version_is_refused(
@@ -194,9 +193,9 @@ def test_the_record_of_another_version_is_refused(
 ) -> None:
     out = copy_until(finished[0], tmp_path / "run", 2)
     record = json.loads((tmp_path / "run/run.json").read_text())
-    del record["subset"], record["num_frames"]
+    del record["sources"], record["num_frames"]
     (tmp_path / "run/run.json").write_text(json.dumps(record | {"sequences": None}))
-    with pytest.raises(ConfigError, match="cannot be resumed from its record: 'num_frames' is missing") as caught:
+    with pytest.raises(ConfigError, match="cannot be resumed from its record: 'sources' is missing") as caught:
         prepare_run(config, data=data, out=out, resume=True)
     assert "start a new run" in caught.value.remedy
 
@@ -251,7 +250,7 @@ def test_data_that_cannot_be_used_leave_nothing_behind(config: PretrainConfig, d
             out=out,
         )
     with pytest.raises(DataError):
-        prepare_run(config, data=data, out=out, subset=Subset("sequence", ("nowhere",)))
+        prepare_run(config, data=DataSource(data, subset=Subset("sequence", ("nowhere",))), out=out)
     never_recorded = dataclasses.replace(config.data, features=("x", "y", "z", "elongation"))
     with pytest.raises(DataError, match="the sweep has no 'elongation'"):
         prepare_run(dataclasses.replace(config, data=never_recorded), data=data, out=out)

@@ -1,0 +1,166 @@
+"""The operators in their order: read → re-sample beams → de-skew → merge → augment → pack.
+
+Beams are thinned first, sweep by sweep, since they are beams only in the frame in which their LiDAR recorded them;
+sweeps are merged when each is in the one ego frame of its own time; what is augmented is whole.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from spot_ray.errors import DataError, StoreError
+from spot_ray.geometry.grid import VoxelGrid
+from spot_ray.operators.augment import Augment, build_augment
+from spot_ray.operators.beams import BeamResample, build_beam_resample
+from spot_ray.operators.config import DataConfig
+from spot_ray.operators.deskew import Deskew
+from spot_ray.operators.features import check_features
+from spot_ray.operators.frame import input_columns
+from spot_ray.operators.merge import Merge, build_merge
+from spot_ray.operators.mixture import Member, Mixture
+from spot_ray.operators.pack import STAGES, Pack, Packed, to_table
+from spot_ray.operators.read import ReadFrame, slots
+from spot_ray.operators.sample import Slot
+from spot_ray.schema.occupancy import cell_offset
+from spot_ray.storage.shards import ShardReader
+
+
+@dataclass(frozen=True)
+class DatasetChain:
+    """The operators for the frames of one dataset, in their order.
+
+    Args:
+        uri: The dataset.
+        read: Reads a frame and the sweeps that are to be merged into it.
+        beams: Re-samples their beams.
+        deskew: Corrects each for the motion within it.
+        merge: Merges them.
+        augment: Moves the whole.
+        pack: Computes the features.
+    """
+
+    uri: str
+    read: ReadFrame
+    beams: BeamResample
+    deskew: Deskew
+    merge: Merge
+    augment: Augment
+    pack: Pack
+
+    def __call__(self, slot: Slot, reader: ShardReader) -> tuple[Packed, npt.NDArray[np.float64]]:
+        """Return the packed sample of a place in the plan, and the seconds that each operator took.
+
+        Raises:
+            DataError: If the frame cannot be read or breaks the schema.
+        """
+        times = [time.perf_counter()]
+        sample = self.read(slot, reader)
+        times.append(time.perf_counter())
+        for operator in (self.beams, self.deskew, self.merge, self.augment):
+            sample = operator(sample)
+            times.append(time.perf_counter())
+        packed = self.pack(sample)
+        times.append(time.perf_counter())
+        return packed, np.diff(times)
+
+
+@dataclass(frozen=True)
+class Chain:
+    """The operators for all datasets of a run; picklable, so that Ray can send it to where the work is done.
+
+    Args:
+        datasets: Those of each dataset.
+        on_bad_frame: `fail`: a frame that cannot be read raises; `skip`: its sample is replaced by one that weighs
+            nothing and says why.
+    """
+
+    datasets: tuple[DatasetChain, ...]
+    on_bad_frame: Literal["fail", "skip"]
+
+    def __call__(self, places: pa.Table, readers: Sequence[ShardReader]) -> pa.Table:
+        """Return the packed samples of some rows of the plan, in order.
+
+        Args:
+            places: Rows of :func:`~spot_ray.operators.read.locate`.
+            readers: One a dataset.
+
+        Raises:
+            DataError: If a frame cannot be read and is not to be skipped, or the store fails.
+        """
+        found = list(slots(places))
+        samples, seconds, skipped = [], [], {}
+        for i, slot in enumerate(found):
+            chain = self.datasets[slot.dataset]
+            try:
+                sample, stage_s = chain(slot, readers[slot.dataset])
+            except StoreError:
+                raise  # nothing is wrong with the frame
+            except DataError as error:
+                if self.on_bad_frame == "fail":
+                    raise error.with_remedies("or leave such frames out: data.on_bad_frame=skip") from None
+                sample, stage_s = chain.pack.stand_in(), np.zeros(len(STAGES))
+                skipped[i] = str(error)
+            samples.append(sample)
+            seconds.append(stage_s)
+        return to_table(found, samples, seconds, skipped)
+
+
+def build_chain(mixture: Mixture, config: DataConfig, grid: VoxelGrid, *, seed: int, epoch: int) -> Chain:
+    """Return the operators that a config asks for.
+
+    Args:
+        mixture: The datasets.
+        config: The data plane.
+        grid: The label grid to crop the labels to.
+        seed: Seed of the run.
+        epoch: The epoch.
+
+    Raises:
+        ConfigError: If the config does not fit a dataset.
+        DataError: If the labels do not cover the grid.
+    """
+    chains = tuple(_chain(member, config, grid, seed=seed, epoch=epoch) for member in mixture.members)
+    return Chain(chains, config.on_bad_frame)
+
+
+def _chain(member: Member, config: DataConfig, grid: VoxelGrid, *, seed: int, epoch: int) -> DatasetChain:
+    info, labels = member.dataset.info, member.labels
+    check_features(config.features, info)
+    if labels is not None:
+        cell_offset(labels.info.grid, grid)  # fails now, not in the first task, if the labels do not cover the grid
+    columns = input_columns(config.features, info, merge=config.merge, deskew=config.deskew)
+    if config.beams.targets:
+        columns = (*columns, "ring", "lidar_id")
+    if config.point_labels:
+        columns = (*columns, "point_source_class")
+    return DatasetChain(
+        uri=member.dataset.uri,
+        read=ReadFrame(
+            uri=member.dataset.uri,
+            info=info,
+            labels_grid=None if labels is None else labels.info.grid,
+            class_of_label=member.class_of_label,
+            grid=grid,
+            columns=columns,
+            deskew=config.deskew,
+        ),
+        beams=build_beam_resample(config.beams, info.rig, seed=seed, epoch=epoch),
+        deskew=Deskew(enabled=config.deskew),
+        merge=build_merge(config.merge, info.rig),
+        augment=build_augment(config.augment, grid, seed=seed, epoch=epoch),
+        pack=Pack(
+            features=config.features,
+            rig=info.rig,
+            class_of_source=member.class_of_source,
+            labelled=member.labelled,
+            point_labels=config.point_labels,
+            label_bytes=(grid.num_voxels + 7) // 8,
+        ),
+    )
