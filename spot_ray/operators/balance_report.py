@@ -1,20 +1,23 @@
-"""What balancing does to a dataset: its classes before and after, told from the manifest alone (no point is read)."""
+"""What balancing does to datasets: their classes before and after, told from the manifest alone (no point is read)."""
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from spot_ray.operators.balance import Balance, ClassCounts, count_classes, counts_by_part, foreground_classes
+from spot_ray.errors import DataError
+from spot_ray.operators.balance import Balance, ClassCounts, counts_by_part, foreground_classes
 from spot_ray.operators.config import BalanceConfig, DataConfig
+from spot_ray.operators.mixture import Mixture
 from spot_ray.operators.plan import select_frames
-from spot_ray.schema.subset import Subset
 from spot_ray.schema.taxonomy import SemanticClass
-from spot_ray.storage.dataset import Dataset
+
+Counts = tuple[npt.NDArray[np.integer], npt.NDArray[np.integer]]
+"""Points and boxes of some frames by class: twice (number of frames, N + 1)."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ class ClassBalance:
 
 @dataclass(frozen=True)
 class BalanceReport:
-    """A dataset before and after balancing.
+    """Datasets before and after balancing.
 
     Args:
         config: The rule.
@@ -74,35 +77,32 @@ class BalanceReport:
     classes: tuple[ClassBalance, ...]
 
 
-def report_dataset(dataset: Dataset, config: DataConfig, *, subset: Subset | None = None) -> BalanceReport:
-    """Return what balancing does to the frames of a dataset that training would use.
+def report_mixture(mixture: Mixture, config: DataConfig) -> BalanceReport:
+    """Return what balancing does to the frames of datasets that training would use, balanced over their union.
 
     Args:
-        dataset: The dataset.
+        mixture: The datasets, with their subsets and proportions.
         config: The data plane; its `balance` and its `frames` count.
-        subset: The part of the dataset to use, or None: all of it.
 
     Raises:
         ConfigError: If a class to balance is unknown, or there is nothing of what `count` counts or `draw` draws.
-        DataError: If the dataset lacks a part of the subset, or no frame is left.
+        DataError: If a dataset lacks a part of its subset, or has no frame left or, with a proportion, none drawn.
     """
-    frames = select_frames(dataset, subset, config.frames)
-    taxonomy = dataset.info.taxonomy
-    return report_balance(
-        count_classes(dataset.manifest, taxonomy, frames),
-        counts_by_part(dataset.manifest, taxonomy, frames),
-        taxonomy.classes,
-        config.balance,
-    )
+    frames = [select_frames(member.dataset, member.subset, config.frames) for member in mixture.members]
+    counts = ClassCounts.join([ClassCounts.of(*part) for part in _parts(mixture, frames)])
+    classes = mixture.taxonomy.classes
+    balance = _balance(counts, classes, config.balance)
+    uses = balance.mean_uses()
+    own_uses = np.split(uses, np.cumsum([len(own) for own in frames])[:-1])
+    for used, more in zip(own_uses, _shares(mixture, [float(used.sum()) for used in own_uses]), strict=True):
+        used *= more  # a view of `uses`
+    return _report(counts, uses, balance.weights, _parts(mixture, frames), classes, config.balance)
 
 
 def report_balance(
-    counts: ClassCounts,
-    parts: Iterable[tuple[npt.NDArray[np.integer], npt.NDArray[np.integer]]],
-    classes: Sequence[SemanticClass],
-    config: BalanceConfig,
+    counts: ClassCounts, parts: Iterable[Counts], classes: Sequence[SemanticClass], config: BalanceConfig
 ) -> BalanceReport:
-    """Return what balancing does to frames, also of several datasets in one class space.
+    """Return what balancing does to frames in one class space.
 
     Args:
         counts: What the F frames hold.
@@ -114,9 +114,50 @@ def report_balance(
     Raises:
         ConfigError: If a class to balance is unknown, or there is nothing of what `count` counts or `draw` draws.
     """
+    balance = _balance(counts, classes, config)
+    return _report(counts, balance.mean_uses(), balance.weights, parts, classes, config)
+
+
+def _balance(counts: ClassCounts, classes: Sequence[SemanticClass], config: BalanceConfig) -> Balance:
     marked = np.array([False, *(c.foreground for c in classes)])
-    balance = Balance(counts, foreground_classes([c.name for c in classes], marked, config), config)
-    uses = balance.mean_uses()
+    return Balance(counts, foreground_classes([c.name for c in classes], marked, config), config)
+
+
+def _parts(mixture: Mixture, frames: Sequence[npt.NDArray[np.int64]]) -> Iterator[Counts]:
+    """Yield points and boxes of the frames of all datasets by the classes of the mixture."""
+    for member, own in zip(mixture.members, frames, strict=True):
+        taxonomy = member.dataset.info.taxonomy
+        ids = [0, *(mixture.taxonomy.id_of(name) for name in taxonomy.class_names)]
+        for counts in counts_by_part(member.dataset.manifest, taxonomy, own):
+            points, boxes = (np.zeros((len(c), mixture.taxonomy.num_classes + 1), dtype=np.int64) for c in counts)
+            points[:, ids], boxes[:, ids] = counts
+            yield points, boxes
+
+
+def _shares(mixture: Mixture, lengths: Sequence[float]) -> list[float]:
+    """Return how many times more the samples of each dataset are used for its proportion of an epoch."""
+    proportions = [member.proportion for member in mixture.members if member.proportion is not None]
+    if not proportions:
+        return [1.0] * len(lengths)
+    for member, length in zip(mixture.members, lengths, strict=True):
+        if not length:
+            raise DataError(
+                "balancing draws no frame of the dataset, so that it cannot have a share of the epoch",
+                where=member.dataset.uri,
+                remedy="set data.balance.method=repeat, or name the datasets without proportions",
+            )
+    most = max(length / proportion for length, proportion in zip(lengths, proportions, strict=True))
+    return [most * proportion / length for length, proportion in zip(lengths, proportions, strict=True)]
+
+
+def _report(
+    counts: ClassCounts,
+    uses: npt.NDArray[np.float64],
+    weights: npt.NDArray[np.float64],
+    parts: Iterable[Counts],
+    classes: Sequence[SemanticClass],
+    config: BalanceConfig,
+) -> BalanceReport:
     frames = counts.frames
     frames_after = np.array([uses[held].sum() for held in counts.held.T])
     points_after, objects_after = np.zeros((2, len(classes) + 1))
@@ -136,7 +177,7 @@ def report_balance(
             ClassBalance(
                 name=c.name,
                 color=c.color,
-                weight=float(balance.weights[i]) if balance.weights[i] else None,
+                weight=float(weights[i]) if weights[i] else None,
                 mean_uses=float(frames_after[i] / frames[i]) if frames[i] else None,
                 before=Amounts(int(frames[i]), int(counts.objects[i]), int(counts.points[i])),
                 after=Amounts(float(frames_after[i]), float(objects_after[i]), float(points_after[i])),
