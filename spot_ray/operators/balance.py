@@ -20,8 +20,8 @@ from spot_ray.operators.config import BalanceConfig
 from spot_ray.schema.taxonomy import Taxonomy
 
 _ROWS_AT_ONCE = 1 << 16
-"""Rows of a manifest that are counted together: 8 MB of counts at a time, where a million rows take 120 MB and, for want
-of room near the processor, more than twice as long a row."""
+"""Rows of a manifest that are counted together: 8 MB of counts at a time. A million rows take 120 MB and, for want of
+room near the processor, more than twice as long a row."""
 
 
 @dataclass(frozen=True, eq=False)
