@@ -22,12 +22,11 @@ from spot_ray.schema.occupancy import Occupancy, crop_occupancy
 from spot_ray.schema.sweep import Sweep
 from spot_ray.schema.taxonomy import IGNORE
 from spot_ray.storage import uri as uris
-from spot_ray.storage.codec import OCCUPANCY_SCHEMA, columns_for, decode_occupancy, decode_sweep
+from spot_ray.storage.codec import LABEL_COLUMNS, columns_for, decode_occupancy, decode_sweep
 from spot_ray.storage.dataset import Dataset
 from spot_ray.storage.occupancy import OccupancySet
 from spot_ray.storage.shards import ShardReader
 
-_LABEL_COLUMNS = tuple(OCCUPANCY_SCHEMA.names)
 _POSE_COLUMNS = ("timestamp_ns", "world_SE3_ego")
 
 
@@ -148,8 +147,9 @@ class ReadFrame:
         self._labels_grid = labels_grid
         self._class_of_label = class_of_label
         self._grid = grid
-        self._columns = columns_for(list(dict.fromkeys(("xyz", *columns, "boxes"))), info)
-        self._older_columns = [name for name in self._columns if name in columns_for(("xyz", *columns), info)]
+        names = tuple(dict.fromkeys(("xyz", *columns)))
+        self._columns = columns_for((*names, "boxes"), info, bare=True)
+        self._older_columns = columns_for(names, info, bare=True)
         self._deskew = deskew
 
     def __call__(self, slot: Slot, reader: ShardReader) -> Sample:
@@ -197,7 +197,7 @@ class ReadFrame:
             bits = np.zeros((self._grid.num_voxels + 7) // 8, np.uint8)
             return np.zeros(0, np.int32), np.zeros(0, np.uint8), bits
         try:
-            table = reader.read(slot.labels.shard, slot.labels.row_group, _LABEL_COLUMNS)
+            table = reader.read(slot.labels.shard, slot.labels.row_group, LABEL_COLUMNS)
             labels = decode_occupancy(table, slot.labels.row)
             _check(labels, self._labels_grid)
             labels = crop_occupancy(labels, self._labels_grid, self._grid)
