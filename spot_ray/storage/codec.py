@@ -164,7 +164,7 @@ def decode_sweep(table: pa.Table, row: int, info: DatasetInfo) -> Sweep:
     Raises:
         DataError: If a blob's length does not fit `num_points`, or the content breaks the schema.
     """
-    value = _values(table, row)
+    value = row_values(table, row)
     name = f"{value['sequence_id']}/{value['frame_id']}"
     count = int(value["num_points"].as_py())
 
@@ -214,7 +214,7 @@ def decode_pose_and_boxes(table: pa.Table, row: int) -> tuple[npt.NDArray[np.flo
     Raises:
         DataError: If the content breaks the schema.
     """
-    value = _values(table, row)
+    value = row_values(table, row)
     pose = value["world_SE3_ego"].as_py()
     return None if pose is None else np.array(pose).reshape(4, 4), _decode_boxes(value)
 
@@ -235,7 +235,7 @@ def encode_occupancy(occupancy: Occupancy) -> dict[str, Any]:
 
 def decode_occupancy(table: pa.Table, row: int) -> Occupancy:
     """Return the occupancy of one row; `observed_by_frame` is None if the table lacks it."""
-    value = _values(table, row)
+    value = row_values(table, row)
     own = value.get("observed_by_frame")
     return Occupancy(
         sequence_id=value["sequence_id"].as_py(),
@@ -323,8 +323,8 @@ def _encode_boxes(boxes: Boxes | None, where: str) -> dict[str, Any]:
     return row
 
 
-def _values(table: pa.Table, row: int) -> dict[str, Any]:
-    """Return the scalars of a row by column; of binary columns their buffers, or None."""
+def row_values(table: pa.Table, row: int) -> dict[str, Any]:
+    """Return the scalars of one row of a table by column; of binary columns their buffers, or None."""
     return {
         name: _buffer(column, row) if pa.types.is_binary(column.type) else column[row]
         for name, column in zip(table.column_names, table.columns, strict=True)
