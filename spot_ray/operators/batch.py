@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from spot_ray.storage.cache import Traffic
+
 
 @dataclass(frozen=True)
 class SkippedFrame:
@@ -51,6 +53,8 @@ class Batch:
         copies: (B,) int32, which of a frame's repeats each is.
         skipped: The planned samples that are missing.
         stage_s: Seconds that each operator took for these samples, by name, wherever it ran.
+        traffic: What was read from stores and caches for these samples and, since reading tasks prepare several and
+            count once, perhaps for those after them; over the batches of an epoch it adds up.
     """
 
     points: npt.NDArray[np.float32]
@@ -73,6 +77,7 @@ class Batch:
     copies: npt.NDArray[np.int32]
     skipped: tuple[SkippedFrame, ...]
     stage_s: dict[str, float]
+    traffic: Traffic
 
     def __len__(self) -> int:
         """Return the number of samples."""

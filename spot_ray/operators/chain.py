@@ -29,6 +29,7 @@ from spot_ray.operators.pack import STAGES, Pack, Packed, to_table
 from spot_ray.operators.read import ReadFrame, slots
 from spot_ray.operators.sample import Slot
 from spot_ray.schema.occupancy import cell_offset
+from spot_ray.storage.cache import Traffic
 from spot_ray.storage.shards import ShardReader
 
 
@@ -94,7 +95,7 @@ class Chain:
         Raises:
             DataError: If a frame cannot be read and is not to be skipped, or the store fails.
         """
-        found = list(slots(places))
+        found, before = list(slots(places)), _traffic(readers)
         samples, seconds, skipped = [], [], {}
         for i, slot in enumerate(found):
             chain = self.datasets[slot.dataset]
@@ -106,10 +107,11 @@ class Chain:
                 if self.on_bad_frame == "fail":
                     raise error.with_remedies("or leave such frames out: data.on_bad_frame=skip") from None
                 sample, stage_s = chain.pack.stand_in(), np.zeros(len(STAGES))
-                skipped[i] = str(error)
+                if slot.weight:  # what only fills the batch is planned elsewhere, and told of there
+                    skipped[i] = str(error)
             samples.append(sample)
             seconds.append(stage_s)
-        return to_table(found, samples, seconds, skipped)
+        return to_table(found, samples, seconds, skipped, _traffic(readers) - before)
 
 
 def build_chain(mixture: Mixture, config: DataConfig, grid: VoxelGrid, *, seed: int, epoch: int) -> Chain:
@@ -128,6 +130,10 @@ def build_chain(mixture: Mixture, config: DataConfig, grid: VoxelGrid, *, seed: 
     """
     chains = tuple(_chain(member, config, grid, seed=seed, epoch=epoch) for member in mixture.members)
     return Chain(chains, config.on_bad_frame)
+
+
+def _traffic(readers: Sequence[ShardReader]) -> Traffic:
+    return sum((reader.traffic for reader in readers), Traffic())
 
 
 def _chain(member: Member, config: DataConfig, grid: VoxelGrid, *, seed: int, epoch: int) -> DatasetChain:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import astuple, replace
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from spot_ray.operators.sample import Sample, Slot
 from spot_ray.schema.sensors import LidarSpec
 from spot_ray.schema.sweep import Boxes
 from spot_ray.schema.taxonomy import IGNORE
+from spot_ray.storage.cache import Traffic
 
 STAGES = ("read", "beams", "deskew", "merge", "augment", "pack")
 """The operators, in their order."""
@@ -53,6 +54,7 @@ _SCHEMA = pa.schema(
         *_SLOT.items(),
         *((name, pa.large_binary()) for name in _BLOBS),
         ("skipped", pa.string()),
+        ("traffic", pa.list_(pa.int64())),
         ("error", pa.binary()),
     ]
 )
@@ -137,6 +139,7 @@ def to_table(
     samples: Sequence[Packed],
     stage_s: Sequence[npt.NDArray[np.float64]],
     skipped: Mapping[int, str],
+    traffic: Traffic = Traffic(),  # noqa: B008 - it cannot be changed
 ) -> pa.Table:
     """Return one row a sample, in order.
 
@@ -145,6 +148,7 @@ def to_table(
         samples: Their arrays.
         stage_s: (number of `STAGES`,) seconds that each operator took for each of them.
         skipped: Why samples are missing, by their number: their arrays are those of `Pack.stand_in`.
+        traffic: What was read for all of them; the first row carries it.
     """
     columns: dict[str, Any] = {name: [getattr(slot, name) for slot in slots] for name in _SLOT}
     columns["weight"] = [0.0 if i in skipped else slot.weight for i, slot in enumerate(slots)]
@@ -155,6 +159,7 @@ def to_table(
     }
     columns["stage_s"] = _to_blobs(stage_s, np.float32)
     columns["skipped"] = [skipped.get(i) for i in range(len(slots))]
+    columns["traffic"] = [astuple(traffic) if i == 0 else None for i in range(len(slots))]
     columns["error"] = pa.nulls(len(slots), pa.binary())
     return pa.table(columns, schema=_SCHEMA)
 
@@ -215,6 +220,7 @@ def unpack(table: pa.Table, num_features: int, *, point_labels: bool = False) ->
             if reason is not None
         ),
         stage_s=dict(zip(STAGES, values["stage_s"].reshape(size, -1).sum(axis=0).tolist(), strict=True)),
+        traffic=sum((Traffic(*row) for row in table.column("traffic").drop_null().to_pylist()), Traffic()),
     )
 
 

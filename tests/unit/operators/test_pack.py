@@ -8,6 +8,7 @@ from spot_ray.errors import DataError
 from spot_ray.operators.pack import STAGES, Pack, pack_error, take, to_table, unpack
 from spot_ray.schema.sensors import LidarSpec
 from spot_ray.schema.taxonomy import SemanticClass, SourceClass, Taxonomy
+from spot_ray.storage.cache import Traffic
 
 RIG = (LidarSpec("top", 0, "spinning", 4, (-20.0, 10.0), intensity_max=255.0),)
 # Source ids are not class ids here: 1 is a cyclist (class 2), 2 has no class.
@@ -161,3 +162,19 @@ def test_an_error_is_raised_where_its_sample_is_due(rows):
     with pytest.raises(DataError, match="no points") as caught:
         unpack(table.slice(2, 2), 4)
     assert (caught.value.where, caught.value.expected) == ("a.parquet, row 3", "points")
+
+
+def test_traffic_is_counted_once_however_blocks_are_cut(samples):
+    pack = Pack(
+        features=("x", "y", "z"), rig=RIG, class_of_source=TAXONOMY.lookup(), labelled=np.ones(3, bool),
+        label_bytes=len(samples[0].observed),
+    )  # fmt: skip
+    nothing = np.zeros(len(STAGES))
+    moved = Traffic(requests=3, bytes_from_store=2**40, bytes_from_cache=5), Traffic(bytes_direct=7)
+    blocks = [
+        to_table([s.slot for s in block], [pack(s) for s in block], [nothing] * len(block), {}, traffic)
+        for block, traffic in zip((samples[:2], samples[2:]), moved, strict=True)
+    ]
+    table = pa.concat_tables(blocks)
+    assert unpack(table, 3).traffic == Traffic(requests=3, bytes_from_store=2**40, bytes_from_cache=5, bytes_direct=7)
+    assert [unpack(table.slice(i, 1), 3).traffic for i in range(3)] == [moved[0], Traffic(), moved[1]]

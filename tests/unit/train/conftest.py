@@ -20,6 +20,7 @@ from spot_ray.schema.occupancy import Occupancy, OccupancyInfo
 from spot_ray.schema.sensors import LidarSpec
 from spot_ray.schema.sweep import Sweep
 from spot_ray.schema.taxonomy import SemanticClass, Taxonomy
+from spot_ray.storage.cache import Traffic
 from spot_ray.storage.dataset import DatasetWriter
 from spot_ray.storage.occupancy import OccupancyWriter
 from spot_ray.train.config import OptimiserConfig, PretrainConfig, TrainConfig
@@ -127,6 +128,7 @@ def batch_of(
         copies=np.zeros(size, np.int32),
         skipped=(),
         stage_s={},
+        traffic=Traffic(),
     )
 
 
