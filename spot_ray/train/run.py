@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
+from spot_ray.config.compare import differing_fields
 from spot_ray.config.load import from_json, to_json
 from spot_ray.errors import ConfigError, DataError
 from spot_ray.models.spot import OccupancyModel, build_model
@@ -175,19 +176,6 @@ def prepare_run(
     uris.write_bytes(uris.join(out, CONFIG_FILE), to_json(config).encode())
     uris.write_bytes(uris.join(out, RECORD_FILE), to_json(record).encode())
     return run, report
-
-
-def differing_fields(one: object, other: object, prefix: str = "") -> list[str]:
-    """Return the dotted paths of the fields in which two instances of one dataclass differ."""
-    if not dataclasses.is_dataclass(one) or type(one) is not type(other):
-        return [] if one == other else [prefix]
-    return [
-        path
-        for field in dataclasses.fields(one)
-        for path in differing_fields(
-            getattr(one, field.name), getattr(other, field.name), f"{prefix}.{field.name}" if prefix else field.name
-        )
-    ]
 
 
 def _recorded(out: str) -> RunRecord:

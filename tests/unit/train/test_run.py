@@ -16,7 +16,7 @@ from spot_ray.storage.remove import remove_sequence
 from spot_ray.train.checkpoint import latest_checkpoint, load_model
 from spot_ray.train.config import PretrainConfig
 from spot_ray.train.metrics import read_metrics
-from spot_ray.train.run import Run, differing_fields, prepare_run
+from spot_ray.train.run import Run, prepare_run
 from spot_ray.train.worker import PretrainResult, pretrain_here
 
 PLAIN = DataConfig(balance=BalanceConfig(enabled=False))
@@ -261,10 +261,3 @@ def test_a_bad_frame_stops_the_run_by_name(toy: ModuleType, config: PretrainConf
     toy.write_dataset(str(tmp_path / "data"), broken="log1/1")
     with pytest.raises(DataError, match="log1/1"):
         pretrain_here(config, data=str(tmp_path / "data"), out=str(tmp_path / "run"))
-
-
-def test_differing_fields_are_dotted_paths(toy: ModuleType) -> None:
-    one = toy.CONFIG
-    assert differing_fields(one, one) == []
-    other = changed(dataclasses.replace(one, recipe="other"), epochs=9)
-    assert differing_fields(one, other) == ["recipe", "train.epochs"]
