@@ -7,8 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 
-# NumPy's division: no check for zero, so that the compiler may keep it short.
-@numba.njit(cache=True, nogil=True, error_model="numpy")
+@numba.njit(cache=True, nogil=True)
 def move_columns(
     index: npt.NDArray[np.int32],
     semantic: npt.NDArray[np.uint8],
@@ -19,11 +18,10 @@ def move_columns(
     moved_index: npt.NDArray[np.int32],
     moved_semantic: npt.NDArray[np.uint8],
 ) -> None:
-    """Swap or mirror the x and y of voxels.
+    """Swap or mirror the x and y of voxels, and sort them again.
 
-    The voxels of a column (one x and y, any z) stay together and in order, so that columns are moved, not voxels. New y
-    follows the one of old x and y that the old order is sorted by, or its mirror: taken forwards or backwards, the
-    columns come to each new x in their new order, and need no sort.
+    The voxels of a column (one x and y, any z) stay in order, so that the columns alone are sorted: by counting, as
+    there are few.
 
     Args:
         index: (M,) int32 linear indices, ascending.
@@ -36,32 +34,25 @@ def move_columns(
         moved_semantic: (M,) uint8, filled.
     """
     count, (size, layers) = len(index), shape
-    first = np.empty(count + 1, np.int64)
-    shift = np.empty(count, np.int32)
-    new_x = np.empty(count, np.int32)
-    columns, end = 0, 0
+    # Products, as divisions take five times as long. Half a voxel more, and none falls short of its whole number.
+    a_layer, a_row = 1.0 / layers, 1.0 / size
+    new_column = np.empty(count, np.int32)
+    place = np.zeros(size * size + 1, np.int32)
     for i in range(count):
-        if index[i] >= end:
-            column = np.uint32(index[i]) // np.uint32(layers)
-            old_x = column // np.uint32(size)
-            a, b = int(old_x), int(column - old_x * np.uint32(size))
-            x, y = (b, a) if swap else (a, b)
-            x = x if x_forward else size - 1 - x
-            y = y if y_forward else size - 1 - y
-            first[columns], new_x[columns] = i, x
-            shift[columns] = (x * size + y - int(column)) * layers
-            columns, end = columns + 1, (int(column) + 1) * layers
-    first[columns] = count
-    place = np.zeros(size + 1, np.int64)
-    for n in range(columns):
-        place[new_x[n] + 1] += first[n + 1] - first[n]
-    for row in range(size):
-        place[row + 1] += place[row]
-    for step in range(columns):
-        n = step if y_forward else columns - 1 - step
-        to = int(place[new_x[n]])
-        for i in range(first[n], first[n + 1]):
-            moved_index[to] = index[i] + shift[n]
-            moved_semantic[to] = semantic[i]
-            to += 1
-        place[new_x[n]] = to
+        column = int((index[i] + 0.5) * a_layer)
+        old_x = int((column + 0.5) * a_row)
+        old_y = column - old_x * size
+        x, y = (old_y, old_x) if swap else (old_x, old_y)
+        x = x if x_forward else size - 1 - x
+        y = y if y_forward else size - 1 - y
+        new_column[i] = x * size + y
+    for i in range(count):
+        place[new_column[i] + 1] += 1
+    for n in range(size * size):
+        place[n + 1] += place[n]
+    for i in range(count):
+        z = index[i] - int((index[i] + 0.5) * a_layer) * layers
+        to = place[new_column[i]]
+        place[new_column[i]] = to + 1
+        moved_index[to] = new_column[i] * layers + z
+        moved_semantic[to] = semantic[i]
