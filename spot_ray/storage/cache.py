@@ -106,7 +106,7 @@ class Traffic:
         bytes_direct: Column data read from remote files without the cache, as compressed there. The store gives more:
             footers, and gaps between columns that are cheaper read than left out. In how many requests, its client does
             not tell.
-        hits: Openings of files that were there.
+        hits: Openings of files that were there; one that stays open is opened once.
         misses: Openings that fetched a file.
         direct: Openings past a cache: of files that are larger than it, for which all of it is in use, or that this run
             has already fetched and lost again.
@@ -148,6 +148,8 @@ class ShardCache:
         self._folder = CacheFolder(config.dir, config.limit_bytes)
         self._traffic = Traffic()
         self._guard = threading.Lock()
+        self._right: dict[str, str] = {}
+        self._passed_over: set[str] = set()
 
     @property
     def traffic(self) -> Traffic:
@@ -170,6 +172,9 @@ class ShardCache:
             DataError: If the store fails.
         """
         key = _key(uri)
+        if key in self._passed_over:
+            self._count(direct=1)
+            return None
         file = self._open_known(key)
         if file is None:
             with self._folder.lock(key):
@@ -186,6 +191,7 @@ class ShardCache:
             Whether it is here.
         """
         key = _key(uri)
+        self._right.pop(key, None)
         with self._folder.lock(key):
             file, note = self._folder.pin(key), self._folder.read_note(key)
             if file is None:
@@ -200,8 +206,12 @@ class ShardCache:
         file = self._folder.pin(key)
         if file is None:
             return None
+        stamp = self._stamp(file)
+        if self._right.get(key) == stamp:
+            return file
         note = self._folder.read_note(key)
-        if note is not None and self._stamp(file) in note.stamps:
+        if note is not None and stamp in note.stamps:
+            self._right[key] = stamp
             return file
         file.close()
         return None
@@ -209,6 +219,7 @@ class ShardCache:
     def _fetch_or_check(self, key: str, uri: str) -> CachedFile | None:
         file, note = self._folder.pin(key), self._folder.read_note(key)
         if file is None and note is not None and any(stamp.startswith(self._config.run) for stamp in note.stamps):
+            self._passed_over.add(key)
             self._count(direct=1)
             return None
         remote = self._look(uri)

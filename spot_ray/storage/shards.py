@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import urllib.parse
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -16,8 +19,14 @@ import pyarrow.parquet as pq
 from spot_ray.errors import DataError
 from spot_ray.storage import uri as uris
 from spot_ray.storage.cache import CacheConfig, ShardCache, Traffic
-from spot_ray.storage.cache_folder import CachedFile
+from spot_ray.storage.footer import Footer
 from spot_ray.storage.whole_file import WholeFile
+
+_MAX_OPEN = 8
+"""Shards of a reader that stay open: their parsed footers take 7 MB each."""
+_READS_BEFORE_OPENING = 12
+"""Of a shard among as many readings as so many of each open shard are: cutting its footer for each has then taken as
+long as parsing it."""
 
 
 class ShardWriter:
@@ -86,41 +95,48 @@ class ShardWriter:
             self.abort()
 
 
-class _OpenShard:
-    """A shard that is open.
+@dataclass
+class _Kept:
+    """What is kept of a shard between readings.
 
     Args:
-        source: Where it is read from.
-        cached: The file of the cache that this is, or None.
-        read_by_arrow: Whether Arrow's threads may read it.
+        footer: Its footer.
+        identity: Of the file on the disk that the footer is of; None if it is not read from the disk.
+        source: The file in the store; None if it is read from the disk, where opening costs nothing.
+        counted_from: Number of the reader's reading from which `num_reads` counts.
+        num_reads: How often the shard was read since.
     """
 
-    def __init__(self, source: pa.NativeFile, cached: CachedFile | None, *, read_by_arrow: bool) -> None:
-        self.cached = cached
-        # Not where Python reads: a thread of Arrow that lets go of such a file when a process ends, aborts it.
-        self.file = pq.ParquetFile(source, pre_buffer=read_by_arrow, page_checksum_verification=True)
-        self.names: list[str] = self.file.schema_arrow.names
-        self._leaves = _leaves(self.file.schema_arrow)
+    footer: Footer
+    identity: tuple[int, ...] | None
+    source: pa.NativeFile | None
+    counted_from: int
+    num_reads: int = 0
 
-    def num_bytes(self, row_groups: Sequence[int], columns: Sequence[str]) -> int:
-        """Return the bytes of some columns of some row groups, as compressed in the file."""
-        leaves = [leaf for name in columns for leaf in self._leaves[name]]
-        groups = map(self.file.metadata.row_group, row_groups)
-        return sum(group.column(leaf).total_compressed_size for group in groups for leaf in leaves)
 
-    def close(self) -> None:
-        """Close it."""
-        self.file.close()
-        if self.cached is not None:
-            self.cached.close()
+@dataclass
+class _Open:
+    """A shard that stays open, its footer parsed.
+
+    Args:
+        file: The shard.
+        kept: What is kept of it.
+        close: Lets go of it.
+    """
+
+    file: pq.ParquetFile
+    kept: _Kept
+    close: Callable[[], object]
 
 
 class ShardReader:
-    """Reads row groups of a dataset's shards; keeps the last files open.
+    """Reads row groups of a dataset's shards; keeps what it needs to read the last shards again at once.
+
+    A shard that is read often in a row stays open. Of the others only footers are kept, as :mod:`.footer` tells.
 
     Args:
         uri: The dataset.
-        max_open: Files that stay open.
+        max_open: Shards of which something is kept: some 0.5 MB a shard of 200 frames.
         cache: Where remote shards are kept on this machine, or None: nowhere, only what is asked for is read. Local
             datasets do not need it.
 
@@ -128,10 +144,12 @@ class ShardReader:
         ConfigError: If the cache's folder cannot be made or written to.
     """
 
-    def __init__(self, uri: str, *, max_open: int = 32, cache: CacheConfig | None = None) -> None:
+    def __init__(self, uri: str, *, max_open: int = 256, cache: CacheConfig | None = None) -> None:
         self._uri = uri
         self._max_open = max_open
-        self._files: OrderedDict[str, _OpenShard] = OrderedDict()
+        self._kept: OrderedDict[str, _Kept] = OrderedDict()
+        self._open: OrderedDict[str, _Open] = OrderedDict()
+        self._num_reads = 0
         self._is_local = uris.is_local(uri)
         self._cache = None if cache is None or self._is_local else ShardCache(cache)
         self._traffic = Traffic()
@@ -153,14 +171,8 @@ class ShardReader:
             ConfigError: If the cache's folder cannot be written to, or its disk is full.
             DataError: If the file is missing or broken.
         """
-
-        def read(opened: _OpenShard) -> pa.Table:
-            table = opened.file.read_row_group(row_group, columns=list(columns), use_threads=False)
-            self._count(opened, [row_group], columns)
-            return table
-
         with self._errors_told(f"row group {row_group}", shard):
-            return self._read(shard, columns, read)
+            return self._twice(shard, lambda: self._read(shard, row_group, list(columns)))
 
     def read_all(self, shard: str, columns: Sequence[str]) -> pa.Table:
         """Return some columns of all row groups, one row each; meant for small columns.
@@ -173,35 +185,127 @@ class ShardReader:
             ConfigError: If the cache's folder cannot be written to, or its disk is full.
             DataError: If the file is missing or broken.
         """
-
-        def read(opened: _OpenShard) -> pa.Table:
-            table = opened.file.read(columns=list(columns), use_threads=False)
-            self._count(opened, range(opened.file.num_row_groups), columns)
-            return table
-
         with self._errors_told("the columns", shard):
-            return self._read(shard, columns, read)
+            return self._twice(shard, lambda: self._read_all(shard, list(columns)))
 
-    def _read(self, shard: str, columns: Sequence[str], read: Callable[[_OpenShard], pa.Table]) -> pa.Table:
+    def close(self) -> None:
+        """Let go of all files."""
+        for shard in list(self._kept):
+            self._forget(shard)
+
+    def _twice(self, shard: str, read: Callable[[], pa.Table]) -> pa.Table:
         try:
-            return read(self._checked(shard, columns))
+            return read()
         except (pa.ArrowInvalid, OSError):
-            if opened := self._files.pop(shard, None):
-                opened.close()
+            self._forget(shard)
             if self._cache is None or not self._cache.doubt(uris.join(self._uri, shard)):
                 raise
-        return read(self._checked(shard, columns))  # if only the copy was damaged, there is another now
+        return read()  # if only the copy on this disk was damaged, there is another now
 
-    def _checked(self, shard: str, columns: Sequence[str]) -> _OpenShard:
-        opened = self._open(shard)
-        missing = [name for name in columns if name not in opened.names]
+    def _read(self, shard: str, row_group: int, columns: list[str]) -> pa.Table:
+        self._num_reads += 1
+        opened = self._open.get(shard)
+        if opened is not None:
+            self._open.move_to_end(shard)
+            self._kept.move_to_end(shard)
+            self._check(shard, opened.kept, columns)
+            table = opened.file.read_row_group(row_group, columns=columns, use_threads=False)
+            self._count(opened.kept, [opened.file.metadata.row_group(row_group)], columns)
+            return table
+        with self._source(shard) as (source, kept):
+            self._check(shard, kept, columns)
+            metadata = kept.footer.row_group(row_group)
+            table = self._parquet_file(source, kept, metadata).read_row_group(0, columns=columns, use_threads=False)
+            self._count(kept, [metadata.row_group(0)], columns)
+        if self._is_often_read(kept):
+            self._stay_open(shard)
+        return table
+
+    def _read_all(self, shard: str, columns: list[str]) -> pa.Table:
+        with self._source(shard) as (source, kept):
+            self._check(shard, kept, columns)
+            metadata = kept.footer.parsed()
+            table = self._parquet_file(source, kept, metadata).read(columns=columns, use_threads=False)
+            self._count(kept, [metadata.row_group(i) for i in range(metadata.num_row_groups)], columns)
+        return table
+
+    def _is_often_read(self, kept: _Kept) -> bool:
+        kept.num_reads += 1
+        if kept.num_reads < _READS_BEFORE_OPENING:
+            return False
+        is_often = self._num_reads - kept.counted_from <= _READS_BEFORE_OPENING * _MAX_OPEN
+        kept.counted_from, kept.num_reads = self._num_reads, 0
+        return is_often
+
+    def _stay_open(self, shard: str) -> None:
+        with contextlib.ExitStack() as stack:
+            source, kept = stack.enter_context(self._source(shard))
+            file = self._parquet_file(source, kept, kept.footer.parsed())
+            self._open[shard] = _Open(file, kept, stack.pop_all().close)
+        if len(self._open) > min(_MAX_OPEN, self._max_open):
+            self._open.popitem(last=False)[1].close()
+
+    @contextlib.contextmanager
+    def _source(self, shard: str) -> Iterator[tuple[pa.NativeFile, _Kept]]:
+        """Open a shard, and look up or read its footer."""
+        uri = uris.join(self._uri, shard)
+        copy = None if self._cache is None else self._cache.open(uri)
+        if copy is not None:
+            with contextlib.closing(copy):
+                yield copy.source, self._keep(shard, copy.source, copy.stat)
+            return
+        kept = self._kept.get(shard)
+        if kept is not None and kept.source is not None:
+            self._kept.move_to_end(shard)
+            yield kept.source, kept
+            return
+        system, path = uris.filesystem(uri)
+        source = system.open_input_file(path)
+        if self._is_local:
+            with source:
+                yield source, self._keep(shard, source, Path(path).stat())
+        else:
+            yield source, self._keep(shard, source, None)
+
+    def _keep(self, shard: str, source: pa.NativeFile, status: os.stat_result | None) -> _Kept:
+        identity = None if status is None else (status.st_ino, status.st_size, status.st_mtime_ns)
+        kept = self._kept.get(shard)
+        if kept is None or kept.identity is None or kept.identity != identity:
+            self._forget(shard)
+            while len(self._kept) >= self._max_open:
+                self._forget(next(iter(self._kept)))
+            footer = Footer(source, is_remote=status is None)
+            self._kept[shard] = kept = _Kept(footer, identity, source if status is None else None, self._num_reads)
+        self._kept.move_to_end(shard)
+        return kept
+
+    def _forget(self, shard: str) -> None:
+        if shard in self._open:
+            self._open.pop(shard).close()
+        kept = self._kept.pop(shard, None)
+        if kept is not None and kept.source is not None:
+            kept.source.close()
+
+    def _check(self, shard: str, kept: _Kept, columns: list[str]) -> None:
+        present = kept.footer.names
+        missing = [name for name in columns if name not in present]
         if missing:
             raise DataError(
                 f"no column {', '.join(missing)}",
                 where=uris.join(self._uri, shard),
-                expected=f"one of {', '.join(opened.names)}",
+                expected=f"one of {', '.join(present)}",
             )
-        return opened
+
+    def _parquet_file(self, source: pa.NativeFile, kept: _Kept, metadata: pq.FileMetaData) -> pq.ParquetFile:
+        # Not where Python reads: a thread of Arrow that lets go of such a file when a process ends, aborts it.
+        ahead = kept.source is not None and uris.is_read_by_arrow(self._uri)
+        return pq.ParquetFile(source, metadata=metadata, pre_buffer=ahead, page_checksum_verification=True)
+
+    def _count(self, kept: _Kept, groups: Sequence[pq.RowGroupMetaData], columns: list[str]) -> None:
+        if self._is_local:
+            return
+        size = sum(kept.footer.num_bytes(group, columns) for group in groups)
+        self._traffic += Traffic(bytes_direct=size) if kept.source is not None else Traffic(bytes_from_cache=size)
 
     @contextlib.contextmanager
     def _errors_told(self, what: str, shard: str) -> Iterator[None]:
@@ -220,52 +324,6 @@ class ShardReader:
                 where=uris.join(self._uri, shard),
                 remedy="the file is damaged: write its sequence again",
             ) from None
-
-    def close(self) -> None:
-        """Close all files."""
-        while self._files:
-            self._files.popitem()[1].close()
-
-    def _open(self, shard: str) -> _OpenShard:
-        opened = self._files.pop(shard, None)
-        if opened is None:
-            if len(self._files) >= self._max_open:
-                self._files.popitem(last=False)[1].close()
-            opened = self._open_anew(uris.join(self._uri, shard))
-        self._files[shard] = opened
-        return opened
-
-    def _open_anew(self, uri: str) -> _OpenShard:
-        cached = None if self._cache is None else self._cache.open(uri)
-        if cached is not None:
-            try:
-                return _OpenShard(cached.source, cached, read_by_arrow=False)
-            except BaseException:
-                cached.close()
-                raise
-        system, path = uris.filesystem(uri)
-        return _OpenShard(system.open_input_file(path), None, read_by_arrow=uris.is_read_by_arrow(uri))
-
-    def _count(self, opened: _OpenShard, row_groups: Sequence[int], columns: Sequence[str]) -> None:
-        if self._is_local:
-            return
-        size = opened.num_bytes(row_groups, columns)
-        more = Traffic(bytes_direct=size) if opened.cached is None else Traffic(bytes_from_cache=size)
-        self._traffic += more
-
-
-def _leaves(schema: pa.Schema) -> dict[str, range]:
-    """Return which of Parquet's columns each column of a schema consists of."""
-    leaves, start = {}, 0
-    for column in schema:
-        count = _num_leaves(column.type)
-        leaves[column.name] = range(start, start + count)
-        start += count
-    return leaves
-
-
-def _num_leaves(kind: pa.DataType) -> int:
-    return sum(_num_leaves(kind.field(i).type) for i in range(kind.num_fields)) if kind.num_fields else 1
 
 
 def shard_stem(sequences: Sequence[str]) -> str:
