@@ -11,6 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from spot_ray.errors import SpotRayError as SpotRayError
+    from spot_ray.operators.collate import to_openpcdet as to_openpcdet
+    from spot_ray.operators.collate import to_pointcept as to_pointcept
+    from spot_ray.operators.config import DataConfig as DataConfig
+    from spot_ray.operators.mixture import DataSource as DataSource
+    from spot_ray.recipes.pretraining import pretraining_recipe as pretraining_recipe
     from spot_ray.schema.dataset import DatasetInfo as DatasetInfo
     from spot_ray.schema.dataset import ExtraColumn as ExtraColumn
     from spot_ray.schema.sensors import LidarSpec as LidarSpec
@@ -34,6 +39,8 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Boxes": "schema.sweep",
+    "DataConfig": "operators.config",
+    "DataSource": "operators.mixture",
     "DatasetInfo": "schema.dataset",
     "DatasetWriter": "storage.dataset",
     "ExtraColumn": "schema.dataset",
@@ -50,8 +57,11 @@ _HOMES = {
     "load_encoder": "train.api",
     "open_dataset": "storage.dataset",
     "open_occupancy": "storage.occupancy",
+    "pretraining_recipe": "recipes.pretraining",
     "read_subset": "storage.subset",
     "stream": "train.api",
+    "to_openpcdet": "operators.collate",
+    "to_pointcept": "operators.collate",
 }
 
 __all__ = sorted(_HOMES)

@@ -50,6 +50,8 @@ class DataSource:
 Sources = str | DataSource | Sequence[str | DataSource]
 """One dataset, or several."""
 
+_NO_LABELS = VoxelGrid((-0.5, -0.5, -0.5), (1.0, 1.0, 1.0), (1, 1, 1))
+
 
 @dataclass(frozen=True, eq=False)
 class Member:
@@ -229,14 +231,14 @@ def mix(
 
 
 def common_grid(mixture: Mixture) -> VoxelGrid:
-    """Return the grid of the labels of all datasets.
+    """Return the grid of the labels of all datasets; without labels, one of a single voxel, which nothing observes.
 
     Raises:
         ConfigError: If they differ.
     """
     grids = [member.labels.info.grid for member in mixture.members if member.labels is not None]
     if not grids:
-        raise ConfigError("there are no labels, and so no grid", expected="a grid")
+        return _NO_LABELS
     for member, grid in zip(mixture.members, grids, strict=True):
         if grid != grids[0]:
             raise ConfigError(

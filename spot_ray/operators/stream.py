@@ -71,6 +71,7 @@ def iterate(
     start_step: int = 0,
     shuffle: bool = True,
     grid: VoxelGrid | None = None,
+    planner: Planner | None = None,
     cache: CacheConfig | None = None,
 ) -> Generator[Batch, None, None]:
     """Iterate over one worker's batches of an epoch, in this process and without Ray.
@@ -88,6 +89,8 @@ def iterate(
         start_step: Steps of the epoch to leave out at the start; costs nothing.
         shuffle: Whether the order is random.
         grid: The label grid to crop the labels to, or None: the one that they were made on.
+        planner: What plans the run's epochs, made before of the same mixture, config, seed and batch size; None: it is
+            made here.
         cache: Where shards of a remote store are kept on this machine, or None: they are read from the store.
 
     Returns:
@@ -108,6 +111,7 @@ def iterate(
         start_step=start_step,
         shuffle=shuffle,
         grid=grid,
+        planner=planner,
     )
     return _iterate(work, cache)
 
@@ -124,6 +128,7 @@ def stream(
     start_step: int = 0,
     shuffle: bool = True,
     grid: VoxelGrid | None = None,
+    planner: Planner | None = None,
     cache: CacheConfig | None = None,
     cpus_per_task: float = 1.0,
     max_tasks: int | None = None,
@@ -146,6 +151,8 @@ def stream(
         start_step: Steps of the epoch to leave out at the start; costs nothing.
         shuffle: Whether the order is random.
         grid: The label grid to crop the labels to, or None: the one that they were made on.
+        planner: What plans the run's epochs, made before of the same mixture, config, seed and batch size; None: it is
+            made here.
         cache: Where shards of a remote store are kept on each machine, or None: they are read from the store. Reading
             then stays on this worker's machine where that has CPUs, so that each shard is fetched by few.
         cpus_per_task: CPUs that a reading task asks Ray for. Training workers must leave as many free, or nothing is
@@ -172,6 +179,7 @@ def stream(
         start_step=start_step,
         shuffle=shuffle,
         grid=grid,
+        planner=planner,
     )
     options: dict[str, Any] = {"num_cpus": cpus_per_task}
     if cache is not None:
@@ -193,10 +201,11 @@ def _plan(
     start_step: int,
     shuffle: bool,
     grid: VoxelGrid | None,
+    planner: Planner | None,
 ) -> _Work:
     mixture = sources if isinstance(sources, Mixture) else open_mixture(sources, labels=config.labels)
     chain = build_chain(mixture, config, grid or common_grid(mixture), seed=seed, epoch=epoch)
-    planner = Planner(mixture, config, seed=seed, global_batch_size=global_batch_size)
+    planner = planner or Planner(mixture, config, seed=seed, global_batch_size=global_batch_size)
     share = planner.plan(epoch, shuffle=shuffle).share(rank=rank, world_size=world_size, start_step=start_step)
     places = locate(share, mixture, merge=config.merge, deskew=config.deskew)
     return _Work(chain, places, share.batch_size, len(config.features), config.point_labels)

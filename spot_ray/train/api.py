@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from spot_ray.operators.feed import BatchFeed
+from spot_ray.errors import ConfigError
+from spot_ray.geometry.grid import VoxelGrid
+from spot_ray.operators.config import DataConfig
+from spot_ray.operators.loader import BatchStream
 from spot_ray.operators.mixture import Sources
+from spot_ray.storage.cache import CacheConfig
 from spot_ray.train.config import PretrainConfig
 
 if TYPE_CHECKING:
@@ -14,40 +18,68 @@ if TYPE_CHECKING:
 
 def stream(
     data: Sources,
-    recipe: PretrainConfig,
+    recipe: PretrainConfig | DataConfig,
     *,
     seed: int,
-    epoch: int,
     rank: int = 0,
     world_size: int = 1,
-    start_step: int = 0,
-) -> BatchFeed:
-    """Stream one epoch of a recipe's training batches through Ray Data.
+    global_batch_size: int | None = None,
+    grid: VoxelGrid | None = None,
+    shuffle: bool = True,
+    cache: CacheConfig | None = None,
+    with_ray: bool | None = None,
+    prefetch_batches: int = 2,
+    max_tasks: int | None = None,
+    memory_limit: int | None = None,
+) -> BatchStream:
+    """Stream training batches into a loop of one's own, epoch by epoch, in any number of workers.
 
     Args:
-        data: The labelled dataset, or several.
-        recipe: The run whose features, labels, balancing, re-sampling, augmentation and batch size count.
+        data: The dataset, or several; labelled, unless the recipe names no labels (`labels=None`).
+        recipe: The run whose features, labels, balancing, re-sampling, augmentation, grid and batch size count, e.g.
+            `spot_ray.pretraining_recipe("spot-waymo")`; or the data plane alone.
         seed: Seed of order and augmentation.
-        epoch: The epoch; each has its own order and augmentation.
         rank: This worker.
         world_size: Number of workers; the union over them is the same at any number.
-        start_step: Global batches to skip, at no cost.
+        global_batch_size: Samples a step over all workers; None: the recipe's.
+        grid: The label grid to crop the labels to; None: the recipe's, or else the one that they were made on.
+        shuffle: See :class:`~spot_ray.operators.loader.BatchStream`, as for all below.
+        cache: Where shards of a remote store are kept on this machine.
+        with_ray: Prepare batches by Ray Data, or in a thread of this process.
+        prefetch_batches: Batches that are ready ahead.
+        max_tasks: Most reading tasks of this worker at once.
+        memory_limit: Bytes of Ray's object store that this worker's samples may take.
 
     Returns:
-        An iterator over this worker's share of each global batch, in plan order.
-    """
-    from spot_ray.operators.stream import stream as stream_batches
+        The stream; its `state_dict` tells where it is.
 
-    return stream_batches(
+    Raises:
+        ConfigError: If the recipe does not fit the data or has no batch size, or there is no such rank.
+        DataError: If there is no dataset, frame or label.
+        InstallError: If Ray is asked for and not installed.
+    """
+    if isinstance(recipe, PretrainConfig):
+        grid = recipe.grid if grid is None else grid
+        global_batch_size = recipe.train.global_batch_size if global_batch_size is None else global_batch_size
+        recipe = recipe.data
+    if global_batch_size is None:
+        raise ConfigError(
+            "there is no batch size", where="global_batch_size", expected="samples a step, over all workers"
+        )
+    return BatchStream(
         data,
-        recipe.data,
-        grid=recipe.grid,
+        recipe,
         seed=seed,
-        epoch=epoch,
+        global_batch_size=global_batch_size,
         rank=rank,
         world_size=world_size,
-        global_batch_size=recipe.train.global_batch_size,
-        start_step=start_step,
+        grid=grid,
+        shuffle=shuffle,
+        cache=cache,
+        with_ray=with_ray,
+        prefetch_batches=prefetch_batches,
+        max_tasks=max_tasks,
+        memory_limit=memory_limit,
     )
 
 

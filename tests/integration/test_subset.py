@@ -72,7 +72,8 @@ def draw(data: str, file: Path, unit: str, fraction: str) -> Subset:
 
 def frames_streamed(data: str, subset: str | None) -> set[str]:
     source = DataSource(data, subset=None if subset is None else spot_ray.read_subset(subset))
-    return {name for batch in spot_ray.stream(source, RECIPE, seed=0, epoch=0) for name in batch.frames}
+    with spot_ray.stream(source, RECIPE, seed=0) as batches:
+        return {name for batch in batches for name in batch.frames}
 
 
 def test_a_subset_is_labelled_and_used_and_the_rest_later(data: str, tmp_path: Path) -> None:
