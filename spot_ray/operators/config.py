@@ -78,11 +78,37 @@ class BeamConfig:
     """Beam re-sampling (paper, Eq. 5 and 6).
 
     Args:
-        targets: Names of the LiDARs in `schema/lidars.py` to re-sample to, each as likely as the other and as leaving
-            the sweep as it is.
+        targets: LiDARs to re-sample to: names in `schema/lidars.py`, or `my_package.module:NAME` of a
+            `spot_ray.LidarSpec` of your own. Only their beam densities count.
+        probabilities: The probability of each target; what is left to 1 is that of leaving the sweep as it is. None:
+            each is as likely as the other and as leaving it.
+        upsample: Whether a LiDAR that is sparser than the target gets more beams, interpolated where two neighbours see
+            one surface. False: it is left as it is.
     """
 
     targets: tuple[str, ...] = ()
+    probabilities: tuple[float, ...] | None = None
+    upsample: bool = True
+
+    def __post_init__(self) -> None:
+        """Check the probabilities."""
+        given = self.probabilities
+        if given is None:
+            return
+        where = "data.beams.probabilities"
+        if len(given) != len(self.targets):
+            raise ConfigError(
+                f"{len(given)} probabilities for {len(self.targets)} targets", where=where, expected="one a target"
+            )
+        if not all(0 <= probability <= 1 for probability in given):
+            wrong = next(probability for probability in given if not 0 <= probability <= 1)
+            raise ConfigError(f"a probability is {wrong:g}", where=where, expected="0 to 1")
+        if sum(given) > 1 + 1e-9:
+            raise ConfigError(
+                f"the probabilities add up to {sum(given):g}",
+                where=where,
+                expected="at most 1; the rest is that of leaving the sweep as it is",
+            )
 
 
 @dataclass(frozen=True)
@@ -151,6 +177,7 @@ class DataConfig:
         point_labels: Also give each point's class.
         on_bad_frame: What to do about a frame that cannot be read: end the run with its place and reason, or leave its
             sample out of the batch, count it and tell of it.
+        max_skipped: Largest share of an epoch's samples that may be left out so; more end the run.
         frames: `keyframes`: those that the source annotates (all, where it tells none apart); `all`: the sweeps between
             them too, which then need labels.
         balance: Class-balanced repeats.
@@ -166,6 +193,7 @@ class DataConfig:
     labels: str | None = "default"
     point_labels: bool = False
     on_bad_frame: Literal["fail", "skip"] = "fail"
+    max_skipped: float = 0.25
     frames: Literal["keyframes", "all"] = "keyframes"
     balance: BalanceConfig = field(default_factory=BalanceConfig)
     shuffle: ShuffleConfig = field(default_factory=ShuffleConfig)
@@ -173,3 +201,8 @@ class DataConfig:
     deskew: bool = False
     merge: MergeConfig = field(default_factory=MergeConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if not 0 <= self.max_skipped <= 1:
+            raise ConfigError(f"max_skipped is {self.max_skipped}", where="data.max_skipped", expected="0 to 1")

@@ -5,9 +5,18 @@ import pytest
 
 from spot_ray.errors import ConfigError, DataError
 from spot_ray.geometry import se3
-from spot_ray.operators.beams import BeamResample, build_beam_resample, even_beams, inclinations_deg
+from spot_ray.operators.beams import (
+    BeamResample,
+    beam_columns,
+    build_beam_resample,
+    even_beams,
+    find_lidar,
+    inclinations_deg,
+    resample,
+)
 from spot_ray.operators.config import BeamConfig
 from spot_ray.operators.sample import Place, Sample, Slot
+from spot_ray.schema.lidars import LIDARS, ONCE_40, WAYMO_TOP
 from spot_ray.schema.sensors import LidarSpec, as_matrix
 from spot_ray.schema.sweep import Sweep
 
@@ -37,11 +46,16 @@ def sample_of(sweep: Sweep, copy: int = 0) -> Sample:
     return Sample(slot, sweep, empty, empty.astype(np.uint8), np.zeros(1, np.uint8), np.eye(2, 3))
 
 
+def operator_of(rig=(SOURCE,), targets=(HALF,), probabilities=None, upsample=True, epoch=0) -> BeamResample:
+    """Return the operator; without probabilities, all targets and leaving as it is are equally likely."""
+    if probabilities is None:
+        probabilities = [1 / (len(targets) + 1)] * len(targets)
+    return BeamResample(rig=rig, targets=targets, probabilities=probabilities, upsample=upsample, seed=0, epoch=epoch)
+
+
 def thinned(sweep: Sweep, rig=(SOURCE,), target=HALF) -> Sweep:
-    """Return the sweep after the first copy whose draw is the target and not "leave as it is"."""
-    operator = BeamResample(rig=rig, targets=[target], seed=0, epoch=0)
-    results = (operator(sample_of(sweep, copy)).sweep for copy in range(20))
-    return next(result for result in results if len(result) < len(sweep))
+    """Return the sweep re-sampled to the target."""
+    return operator_of(rig, [target], [1.0])(sample_of(sweep)).sweep
 
 
 def kept_share(result: Sweep, sweep: Sweep, beam: np.ndarray) -> np.ndarray:
@@ -116,7 +130,7 @@ def test_a_rig_of_spinning_and_solid_state_lidars_with_ids_of_its_own():
     rig = (replace(SOURCE, lidar_id=9), replace(SIDE, lidar_id=77), rear)
     sweep, beam = spin(ring=False)
     ids = np.array([9, 9, 9, 77, 201], np.uint8)[np.arange(len(sweep)) % 5]
-    result = thinned(replace(sweep, lidar_id=ids), rig)
+    result = resample(replace(sweep, lidar_id=ids), rig, density=HALF.beam_density, phase=0.4, upsample=False)
     assert (result.lidar_id == 77).sum() == (ids == 77).sum(), "not a spinning one"
     assert (result.lidar_id == 201).sum() == (ids == 201).sum(), "sparser than the target"
     first = ids == 9
@@ -129,7 +143,7 @@ def test_a_rig_of_spinning_and_solid_state_lidars_with_ids_of_its_own():
 def test_sweeps_that_are_still_to_be_merged_lose_the_same_rings():
     sweep, _ = spin()
     older = replace(sweep, frame_id="before", world_SE3_ego=se3.from_yaw(1.0, (50.0, 0.0, 0.0)))
-    operator = BeamResample(rig=(SOURCE,), targets=[HALF], seed=0, epoch=0)
+    operator = operator_of()
     results = [operator(replace(sample_of(sweep, copy), older=(older, older))) for copy in range(20)]
     assert {len(result.sweep) for result in results} > {len(sweep)}, "some are thinned"
     for result in results:
@@ -140,20 +154,20 @@ def test_sweeps_that_are_still_to_be_merged_lose_the_same_rings():
 
 def test_without_lidar_id_all_points_are_of_the_first():
     sweep, _ = spin()
-    operator = BeamResample(rig=(SIDE, SOURCE), targets=[HALF] * 50, seed=0, epoch=0)
+    operator = operator_of((SIDE, SOURCE), probabilities=[1.0])
     assert len(operator(sample_of(sweep)).sweep) == len(sweep)
 
 
-def test_a_denser_target_leaves_the_sweep():
+def test_a_denser_target_leaves_the_sweep_unless_beams_may_be_added():
     sweep, _ = spin()
     dense = replace(HALF, num_beams=128)
-    operator = BeamResample(rig=(SOURCE,), targets=[dense], seed=0, epoch=0)
-    assert all(operator(sample_of(sweep, copy)).sweep is sweep for copy in range(10))
+    assert operator_of(targets=[dense], probabilities=[1.0], upsample=False)(sample_of(sweep)).sweep is sweep
+    assert operator_of(targets=[SOURCE], probabilities=[1.0])(sample_of(sweep)).sweep is sweep, "R = 1"
 
 
 def test_targets_and_leaving_as_is_are_equally_likely():
     sweep, _ = spin(points_a_ring=1)
-    operator = BeamResample(rig=(SOURCE,), targets=[HALF, replace(HALF, num_beams=16)], seed=0, epoch=0)
+    operator = operator_of(targets=[HALF, replace(HALF, num_beams=16)])
     sizes = np.array([len(operator(sample_of(sweep, copy)).sweep) for copy in range(600)])
     shares = [(sizes == 64).mean(), ((sizes > 25) & (sizes < 64)).mean(), (sizes < 25).mean()]
     np.testing.assert_allclose(shares, 1 / 3, atol=0.08)  # four standard deviations
@@ -162,7 +176,7 @@ def test_targets_and_leaving_as_is_are_equally_likely():
 def test_draws_differ_by_epoch_and_copy():
     sweep, _ = spin(points_a_ring=2)
     kept = [
-        tuple(np.unique(BeamResample(rig=(SOURCE,), targets=[HALF], seed=0, epoch=e)(sample_of(sweep, c)).sweep.ring))
+        tuple(np.unique(operator_of(epoch=e)(sample_of(sweep, c)).sweep.ring))
         for e, c in ((0, 0), (0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (1, 1), (1, 2), (1, 3))
     ]
     assert kept[0] == kept[1]
@@ -171,11 +185,64 @@ def test_draws_differ_by_epoch_and_copy():
 
 def test_a_ring_that_the_lidar_does_not_have():
     sweep, _ = spin()
-    operator = BeamResample(rig=(SOURCE,), targets=[HALF] * 50, seed=0, epoch=0)
+    operator = operator_of(probabilities=[1.0])
     with pytest.raises(DataError, match="ring 64 of the LiDAR 'source'"):
         operator(sample_of(replace(sweep, ring=sweep.ring + np.uint16(1))))
+
+
+def test_the_probabilities_of_a_config_are_kept():
+    sweep, _ = spin(points_a_ring=1)
+    config = BeamConfig(targets=("hdl-32e", "once-40"), probabilities=(0.6, 0.1))
+    operator = build_beam_resample(config, (SOURCE,), seed=0, epoch=0)
+    sizes = np.array([len(operator(sample_of(sweep, copy)).sweep) for copy in range(600)])
+    # Steps of 1.29 and of 1 degree in a field of view of 20 degrees.
+    shares = [(sizes < 18).mean(), ((sizes >= 18) & (sizes < 64)).mean(), (sizes == 64).mean()]
+    np.testing.assert_allclose(shares, [0.6, 0.1, 0.3], atol=0.08)
+
+
+@pytest.mark.parametrize(
+    ("probabilities", "message"),
+    [((0.5,), "1 probabilities for 2 targets"), ((0.5, -0.1), "is -0.1"), ((0.7, 0.4), "add up to 1.1")],
+)
+def test_probabilities_that_cannot_be(probabilities, message):
+    with pytest.raises(ConfigError, match=message) as error:
+        BeamConfig(targets=("hdl-32e", "hdl-64e"), probabilities=probabilities)
+    assert error.value.where == "data.beams.probabilities"
 
 
 def test_misspelt_target():
     with pytest.raises(ConfigError, match="did you mean 'hdl-32e'"):
         build_beam_resample(BeamConfig(targets=("hdl-32",)), (SOURCE,), seed=0, epoch=0)
+
+
+def test_a_target_of_ones_own():
+    assert find_lidar("spot_ray.schema.lidars:ONCE_40", where="here").num_beams == 40
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("spot_ray.schema.lidars:ONCE_50", "has no attribute 'ONCE_50'"),
+        ("no_such_package:LIDAR", "No module named 'no_such_package'"),
+        (":LIDAR", "cannot load the LiDAR ':LIDAR'"),
+        ("spot_ray.schema.lidars:LIDARS", "is a dict"),
+    ],
+)
+def test_a_target_of_ones_own_that_is_none(name, message):
+    with pytest.raises(ConfigError, match=message) as error:
+        find_lidar(name, where="data.beams.targets")
+    assert error.value.where == "data.beams.targets"
+
+
+def test_a_target_without_beams(monkeypatch):
+    monkeypatch.setitem(LIDARS, "side", SIDE)
+    with pytest.raises(ConfigError, match="'side' is solid_state"):
+        find_lidar("side", where="here")
+
+
+def test_returns_are_read_where_beams_are_added():
+    assert beam_columns(BeamConfig(), (SOURCE,)) == ()
+    assert beam_columns(BeamConfig(("hdl-32e",)), (SIDE,)) == ()
+    assert beam_columns(BeamConfig(("hdl-32e",)), (WAYMO_TOP,)) == ("ring", "lidar_id")
+    assert beam_columns(BeamConfig(("hdl-32e", "hdl-64e")), (ONCE_40,)) == ("ring", "lidar_id", "return_index")
+    assert beam_columns(BeamConfig(("hdl-64e",), upsample=False), (ONCE_40,)) == ("ring", "lidar_id")
