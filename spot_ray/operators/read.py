@@ -196,12 +196,15 @@ class ReadFrame:
         if slot.labels is None or self._labels_grid is None:
             bits = np.zeros((self._grid.num_voxels + 7) // 8, np.uint8)
             return np.zeros(0, np.int32), np.zeros(0, np.uint8), bits
+        from spot_ray.operators.label_kernels import map_ids
+
         try:
             table = reader.read(slot.labels.shard, slot.labels.row_group, LABEL_COLUMNS)
             labels = decode_occupancy(table, slot.labels.row)
             _check(labels, self._labels_grid)
             labels = crop_occupancy(labels, self._labels_grid, self._grid)
-            semantic = self._class_of_label[labels.semantic]
+            semantic = np.empty_like(labels.semantic)
+            map_ids(labels.semantic, self._class_of_label, semantic)
             if np.count_nonzero(semantic == IGNORE) != np.count_nonzero(labels.semantic == IGNORE):
                 raise DataError("a voxel is of a class that the label set does not have")
         except ValueError as error:
