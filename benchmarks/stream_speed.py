@@ -21,19 +21,19 @@ import numpy as np
 
 from spot_ray.geometry import se3
 from spot_ray.geometry.grid import VoxelGrid, pack_bits
-from spot_ray.operators.augment import build_augment
-from spot_ray.operators.beams import build_beam_resample
-from spot_ray.operators.config import AugmentConfig, BalanceConfig, BeamConfig, DataConfig
-from spot_ray.operators.pack import Pack, unpack
-from spot_ray.operators.plan import plan_epoch, steps_by_epoch
-from spot_ray.operators.read import ReadFrame, locate, slots
+from spot_ray.operators.chain import build_chain
+from spot_ray.operators.config import BalanceConfig, BeamConfig, DataConfig
+from spot_ray.operators.mixture import open_mixture
+from spot_ray.operators.pack import STAGES, to_table, unpack
+from spot_ray.operators.plan import Planner
+from spot_ray.operators.read import locate, slots
 from spot_ray.operators.stream import iterate, stream
 from spot_ray.schema.lidars import WAYMO_TOP
 from spot_ray.schema.occupancy import Occupancy, OccupancyInfo
 from spot_ray.schema.sweep import Sweep
 from spot_ray.schema.taxonomy import PAPER_TAXONOMY
-from spot_ray.storage.dataset import DatasetWriter, open_dataset
-from spot_ray.storage.occupancy import OccupancyWriter, open_occupancy
+from spot_ray.storage.dataset import DatasetWriter
+from spot_ray.storage.occupancy import OccupancyWriter
 from spot_ray.storage.shards import ShardReader
 
 COLUMNS = 2650
@@ -90,22 +90,19 @@ def milliseconds(work: Callable[[Any], Any], items: Iterable[Any]) -> tuple[floa
 
 def measure_operators(uri: str) -> dict[str, float]:
     """Return the processor time a frame of each operator in ms, files in the page cache."""
-    dataset, labels = open_dataset(uri), open_occupancy(uri, "default")
-    plan = plan_epoch(dataset, CONFIG, seed=0, epoch=0, global_batch_size=1)
-    places = list(slots(locate(plan.share(), dataset, labels)))
-    read = ReadFrame(
-        uri=dataset.uri, info=dataset.info, labels_grid=GRID, grid=GRID, columns=("intensity", "ring", "lidar_id")
-    )
-    beams = build_beam_resample(CONFIG.beams, dataset.info.rig, seed=0, epoch=0)
-    augment = build_augment(AugmentConfig(), GRID, seed=0, epoch=0)
-    pack = Pack(features=CONFIG.features, rig=dataset.info.rig, class_of_source=PAPER_TAXONOMY.lookup())
-    reader = ShardReader(dataset.uri)
+    mixture = open_mixture(uri, labels="default")
+    plan = Planner(mixture, CONFIG, seed=0, global_batch_size=1).plan(0)
+    places = list(slots(locate(plan.share(), mixture)))
+    chain = build_chain(mixture, CONFIG, GRID, seed=0, epoch=0).datasets[0]
+    reader = ShardReader(chain.uri)
     result = {}
-    milliseconds(lambda slot: read(slot, reader), places)
-    result["read"], samples = milliseconds(lambda slot: read(slot, reader), places)
-    result["beams"], samples = milliseconds(beams, samples)
-    result["augment"], samples = milliseconds(augment, samples)
-    result["pack"], tables = milliseconds(lambda sample: pack([sample]), samples)
+    milliseconds(lambda slot: chain.read(slot, reader), places)
+    result["read"], samples = milliseconds(lambda slot: chain.read(slot, reader), places)
+    result["beams"], samples = milliseconds(chain.beams, samples)
+    result["augment"], samples = milliseconds(chain.augment, samples)
+    result["pack"], packed = milliseconds(chain.pack, samples)
+    nothing = np.zeros(len(STAGES))
+    tables = [to_table([slot], [sample], [nothing], {}) for slot, sample in zip(places, packed, strict=True)]
     result["unpack"], _ = milliseconds(lambda table: unpack(table, len(CONFIG.features)), tables)
     return result
 
@@ -113,7 +110,8 @@ def measure_operators(uri: str) -> dict[str, float]:
 def measure_plan(uri: str, epochs: int) -> float:
     """Return the seconds that opening the dataset and counting the steps of a run take."""
     start = time.perf_counter()
-    steps_by_epoch(open_dataset(uri), DataConfig(), seed=0, epochs=epochs, global_batch_size=4)
+    planner = Planner(open_mixture(uri, labels=None), DataConfig(), seed=0, global_batch_size=4)
+    _ = [planner.num_steps(epoch) for epoch in range(epochs)]
     return round(time.perf_counter() - start, 3)
 
 

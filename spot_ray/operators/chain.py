@@ -7,7 +7,7 @@ sweeps are merged when each is in the one ego frame of its own time; what is aug
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,7 +18,7 @@ import pyarrow as pa
 from spot_ray.errors import DataError, StoreError
 from spot_ray.geometry.grid import VoxelGrid
 from spot_ray.operators.augment import Augment, build_augment
-from spot_ray.operators.beams import BeamResample, build_beam_resample
+from spot_ray.operators.beams import BeamResample, beam_columns, build_beam_resample
 from spot_ray.operators.config import DataConfig
 from spot_ray.operators.deskew import Deskew
 from spot_ray.operators.features import check_features
@@ -95,23 +95,54 @@ class Chain:
         Raises:
             DataError: If a frame cannot be read and is not to be skipped, or the store fails.
         """
-        found, before = list(slots(places)), _traffic(readers)
-        samples, seconds, skipped = [], [], {}
-        for i, slot in enumerate(found):
-            chain = self.datasets[slot.dataset]
-            try:
-                sample, stage_s = chain(slot, readers[slot.dataset])
-            except StoreError:
-                raise  # nothing is wrong with the frame
-            except DataError as error:
-                if self.on_bad_frame == "fail":
-                    raise error.with_remedies("or leave such frames out: data.on_bad_frame=skip") from None
-                sample, stage_s = chain.pack.stand_in(), np.zeros(len(STAGES))
-                if slot.weight:  # what only fills the batch is planned elsewhere, and told of there
-                    skipped[i] = str(error)
+        return pa.concat_tables(self.blocks(places, readers))
+
+    def blocks(
+        self, places: pa.Table, readers: Sequence[ShardReader], *, block_bytes: int | None = None
+    ) -> Iterator[pa.Table]:
+        """Iterate over the packed samples of some rows of the plan, in order, several at a time.
+
+        Args:
+            places: Rows of :func:`~spot_ray.operators.read.locate`.
+            readers: One a dataset.
+            block_bytes: Bytes after which a table ends; None: all are in one.
+
+        Raises:
+            DataError: See above; the tables before are of the rows before.
+        """
+        found: list[Slot] = []
+        samples: list[Packed] = []
+        seconds: list[npt.NDArray[np.float64]] = []
+        skipped: dict[int, str] = {}
+        before, size = _traffic(readers), 0
+        for slot in slots(places):
+            sample, stage_s, reason = self._sample(slot, readers[slot.dataset])
+            if reason is not None:
+                skipped[len(found)] = reason
+            found.append(slot)
             samples.append(sample)
             seconds.append(stage_s)
-        return to_table(found, samples, seconds, skipped, _traffic(readers) - before)
+            size += sum(array.nbytes for array in sample.values())
+            if block_bytes is not None and size >= block_bytes:
+                yield to_table(found, samples, seconds, skipped, _traffic(readers) - before)
+                found, samples, seconds, skipped = [], [], [], {}
+                before, size = _traffic(readers), 0
+        if found:
+            yield to_table(found, samples, seconds, skipped, _traffic(readers) - before)
+
+    def _sample(self, slot: Slot, reader: ShardReader) -> tuple[Packed, npt.NDArray[np.float64], str | None]:
+        """Return a packed sample, the seconds of each operator, and why it is missing if it is."""
+        chain = self.datasets[slot.dataset]
+        try:
+            return *chain(slot, reader), None
+        except StoreError:
+            raise  # nothing is wrong with the frame
+        except DataError as error:
+            if self.on_bad_frame == "fail":
+                raise error.with_remedies("or leave such frames out: data.on_bad_frame=skip") from None
+            # What only fills the batch is planned elsewhere, and told of there.
+            reason = str(error) if slot.weight else None
+            return chain.pack.stand_in(), np.zeros(len(STAGES)), reason
 
 
 def build_chain(mixture: Mixture, config: DataConfig, grid: VoxelGrid, *, seed: int, epoch: int) -> Chain:
@@ -141,9 +172,10 @@ def _chain(member: Member, config: DataConfig, grid: VoxelGrid, *, seed: int, ep
     check_features(config.features, info)
     if labels is not None:
         cell_offset(labels.info.grid, grid)  # fails now, not in the first task, if the labels do not cover the grid
-    columns = input_columns(config.features, info, merge=config.merge, deskew=config.deskew)
-    if config.beams.targets:
-        columns = (*columns, "ring", "lidar_id")
+    columns = (
+        *input_columns(config.features, info, merge=config.merge, deskew=config.deskew),
+        *beam_columns(config.beams, info.rig),
+    )
     if config.point_labels:
         columns = (*columns, "point_source_class")
     return DatasetChain(

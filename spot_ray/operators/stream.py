@@ -29,11 +29,18 @@ from spot_ray.storage.shards import ShardReader
 if TYPE_CHECKING:
     from ray.data import Dataset as RayDataset
 
-_FRAMES_PER_TASK = 8
-"""Enough work to outweigh a task's own cost (10 to 20 ms), little enough to have a first batch soon."""
+_FRAMES_PER_TASK = 32
+"""A task costs some 30 ms of processor time beside its work, so that 32 frames pay 1 ms each for it."""
+
+_LEAST_TASKS = 16
+"""Tasks that a short epoch is cut into at least, so that there is work for all processors."""
 
 _MAX_TASKS = 2000
 """Tasks an epoch: each costs the worker 0.5 ms before the first batch comes, so long epochs get larger tasks."""
+
+_BLOCK_BYTES = 16 << 20
+"""Samples that a task hands over at a time: the first ones are there long before the task is done, what waits in the
+object store is counted in small pieces, and a process goes on with the memory that the last ones have left."""
 
 
 @dataclass(frozen=True)
@@ -213,7 +220,7 @@ def _plan(
 
 def _iterate(work: _Work, cache: CacheConfig | None) -> Generator[Batch, None, None]:
     with contextlib.ExitStack() as stack:
-        readers = [_open(chain.uri, cache) for chain in work.chain.datasets]
+        readers = [ShardReader(chain.uri, cache=cache) for chain in work.chain.datasets]
         for reader in readers:
             stack.callback(reader.close)
         for start in range(0, work.places.num_rows, work.batch_size):
@@ -268,12 +275,14 @@ def _prepare(
     from ray.data import ExecutionResources
 
     places = work.places
-    size = max(_FRAMES_PER_TASK, math.ceil(places.num_rows / _MAX_TASKS))
+    count = places.num_rows
+    size = max(min(_FRAMES_PER_TASK, math.ceil(count / _LEAST_TASKS)), math.ceil(count / _MAX_TASKS))
     with quiet_data_context() as context:
         context.execution_options.preserve_order = True
+        context.target_max_block_size = _BLOCK_BYTES
         if memory_limit is not None:
             context.execution_options.resource_limits = ExecutionResources(object_store_memory=memory_limit)
-        tasks = ray.data.from_blocks([places.slice(start, size) for start in range(0, places.num_rows, size)])
+        tasks = ray.data.from_blocks([places.slice(start, size) for start in range(0, count, size)])
         return tasks.map_batches(
             functools.partial(_run, chain=work.chain, token=uuid.uuid4().hex, cache=cache),
             batch_size=None,
@@ -292,18 +301,18 @@ def _here() -> Any:
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
 
 
-def _run(places: pa.Table, chain: Chain, token: str, cache: CacheConfig | None) -> pa.Table:
+def _run(places: pa.Table, chain: Chain, token: str, cache: CacheConfig | None) -> Iterator[pa.Table]:
+    readers = [_reader(one.uri, token, cache) for one in chain.datasets]
+    done = 0
     try:
-        return chain(places, [_reader(one.uri, token, cache) for one in chain.datasets])
+        for table in chain.blocks(places, readers, block_bytes=_BLOCK_BYTES):
+            yield table
+            done += table.num_rows
     except SpotRayError as error:
-        return pack_error(error, places.num_rows)
+        yield pack_error(error, places.num_rows - done)
 
 
 @functools.lru_cache(maxsize=8)
 def _reader(uri: str, token: str, cache: CacheConfig | None) -> ShardReader:  # noqa: ARG001 - the key
     # Ray's processes outlive a stream. Each stream opens the files anew, since they may have been written again.
-    return _open(uri, cache)
-
-
-def _open(uri: str, cache: CacheConfig | None) -> ShardReader:
-    return ShardReader(uri) if cache is None else ShardReader(uri, cache=cache)
+    return ShardReader(uri, cache=cache)
