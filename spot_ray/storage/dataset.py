@@ -9,6 +9,7 @@ from types import TracebackType
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from spot_ray.config.load import from_json, suggestion
 from spot_ray.errors import DataError
@@ -191,11 +192,9 @@ class Dataset:
         self.manifest = rows
         self.parts = parts
         self._reader = ShardReader(uri)
-        ids = rows.column("sequence_id").to_pylist()
-        self._ranges: dict[str, range] = {}
-        for i, sequence_id in enumerate(ids):
-            start = self._ranges[sequence_id].start if sequence_id in self._ranges else i
-            self._ranges[sequence_id] = range(start, i + 1)
+        runs = pc.run_end_encode(rows.column("sequence_id").combine_chunks())
+        ends = [0, *runs.run_ends.to_pylist()]
+        self._ranges = dict(zip(runs.values.to_pylist(), map(range, ends, ends[1:]), strict=True))
 
     def __len__(self) -> int:
         """Return the number of frames."""

@@ -10,6 +10,7 @@ stores too: what is being made is beside what is there, and what was there is re
 
 from __future__ import annotations
 
+import functools
 import itertools
 import re
 from collections.abc import Iterable, Iterator, Sequence
@@ -224,8 +225,14 @@ class OccupancySet:
         self.info = info
         self.manifest = rows
         self._reader = ShardReader(uri)
-        names = zip(rows.column("sequence_id").to_pylist(), rows.column("frame_id").to_pylist(), strict=True)
-        self._position = {name: i for i, name in enumerate(names)}
+
+    @functools.cached_property
+    def _position(self) -> dict[tuple[str, str], int]:
+        # Only for those who ask frame by frame: training joins the manifests, and a fleet's frames take seconds here.
+        names = zip(
+            self.manifest.column("sequence_id").to_pylist(), self.manifest.column("frame_id").to_pylist(), strict=True
+        )
+        return {name: i for i, name in enumerate(names)}
 
     def __len__(self) -> int:
         """Return the number of labelled frames."""
