@@ -18,12 +18,14 @@ from spot_ray.errors import DataError
 from spot_ray.geometry.grid import VoxelGrid
 from spot_ray.losses.occupancy import occupancy_loss
 from spot_ray.operators.batch import Batch
+from spot_ray.operators.feed import BatchFeed
 from spot_ray.operators.pack import take
 from spot_ray.schema.taxonomy import Taxonomy
 from spot_ray.train.config import PretrainConfig
 from spot_ray.train.labels import class_weights, tensor_of, to_labels
-from spot_ray.train.metrics import StepMeter, StepResult, voxel_counts
+from spot_ray.train.metrics import StepMeter, StepReport, StepResult, voxel_counts
 from spot_ray.train.optimiser import build_optimiser, one_cycle, set_schedule
+from spot_ray.train.skipped import SkippedSample
 
 NEVER = -1e4
 """Logit of a class that the data cannot label: out of the softmax, finite in half precision too."""
@@ -40,7 +42,7 @@ class RunState:
         step: Global steps done.
         epoch: The epoch in work.
         step_in_epoch: Global steps of it that are done; less than an epoch has.
-        samples_seen: Planned samples that were trained on, over all workers.
+        samples_seen: Planned samples of these steps over all workers, those included whose frames could not be read.
         wall_time_s: Seconds spent training, over all resumptions.
     """
 
@@ -231,12 +233,15 @@ def fit(
     checkpoint_every_steps: int,
     on_metrics: Callable[[RunState, dict[str, float]], None],
     on_checkpoint: Callable[[RunState], None],
+    on_skipped: Callable[[Sequence[SkippedSample]], None] | None = None,
+    on_step: Callable[[StepReport], None] | None = None,
 ) -> RunState:
     """Train until the last epoch is done.
 
     Args:
         learner: Takes the steps.
-        batches: (epoch, first step within it) to this worker's shares of the global batches from there on.
+        batches: (epoch, first step within it) to this worker's shares of the global batches from there on; of a
+            :class:`~spot_ray.operators.feed.BatchFeed` the figures tell how many are ready too.
         meter: Sums up the figures.
         state: Where to begin.
         steps_by_epoch: Global batches of each epoch of the whole run; they differ, since repeats are drawn anew.
@@ -244,6 +249,9 @@ def fit(
         checkpoint_every_steps: Global steps between calls of `on_checkpoint`; the end always has one.
         on_metrics: Gets the figures since its last call, on every worker.
         on_checkpoint: Saves, on every worker; the state is what a resumed run begins with.
+        on_skipped: Gets the samples that all workers left out since the last figures, if any, on every worker before
+            these figures.
+        on_step: Gets what this worker's step cost, after each.
 
     Returns:
         The state at the end.
@@ -260,6 +268,7 @@ def fit(
         shares = iter(batches(epoch, state.step_in_epoch))
         for expected in range(state.step_in_epoch, steps_per_epoch):
             started = time.perf_counter()
+            num_ready = shares.num_ready if isinstance(shares, BatchFeed) else None
             batch = next(shares, None)
             waited = time.perf_counter() - started
             if batch is None or batch.step != expected:
@@ -275,10 +284,17 @@ def fit(
                 check_finite(unchecked, state.step + 1)
                 unchecked = None
             seconds = time.perf_counter() - started
-            meter.add(result, seconds=seconds, waited=waited)
+            report = StepReport(state.step + 1, epoch, batch, seconds, waited, num_ready)
+            meter.add(result, report)
+            if on_step is not None:
+                on_step(report)
             state = _advance(state, steps_per_epoch, samples=int(batch.global_weight), seconds=seconds)
             if log or save:
-                on_metrics(state, meter.figures())
+                figures = meter.figures()
+                skipped = meter.take_skipped() if figures["data/skipped"] else ()
+                if skipped and on_skipped is not None:
+                    on_skipped(skipped)
+                on_metrics(state, figures)
             if save:
                 on_checkpoint(state)
         if next(shares, None) is not None:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from spot_ray.train.skipped import SKIPPED_FILE, SkippedSample
+
 Figures = dict[str, float]
+
+_MOST_SKIPPED = 10
+"""Samples that were left out are shown one by one up to so many."""
 
 _PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "soft_wrap": True}
 
@@ -29,6 +35,7 @@ class ProgressDisplay:
         self._every_s = every_s
         self._shown = float("-inf")
         self._started: tuple[float, int] | None = None
+        self._num_skipped = 0
         self._progress = Progress(
             TextColumn("pre-train"),
             BarColumn(),
@@ -67,6 +74,15 @@ class ProgressDisplay:
         """Show a line above the bar."""
         self._console.print(text, **_PLAIN)
 
+    def say_skipped(self, samples: Sequence[SkippedSample]) -> None:
+        """Show samples that were left out, a line each; after some of them, the figures' count is enough."""
+        for sample in samples:
+            self._num_skipped += 1
+            if self._num_skipped <= _MOST_SKIPPED:
+                self.say(str(sample))
+            elif self._num_skipped == _MOST_SKIPPED + 1:
+                self.say(f"more samples are left out: the run's {SKIPPED_FILE} lists them")
+
     def _remaining(self, now: float, step: int) -> str:
         """Return the time that is left, judged by what has passed since the first figures."""
         since, first = self._started or (now, step)
@@ -78,10 +94,13 @@ class ProgressDisplay:
 
 def describe(figures: Figures) -> str:
     """Return the figures that matter at a glance, in one line."""
-    parts = [f"loss {figures['loss']:.3f}"]
-    for name, label in (("geometric_iou", "IoU"), ("miou", "mIoU")):
-        if name in figures:
-            parts.append(f"{label} {figures[name]:.3f}")
+    parts = [
+        f"{label} {figures[name]:.3f}"
+        for name, label in (("loss", "loss"), ("geometric_iou", "IoU"), ("miou", "mIoU"))
+        if name in figures
+    ]
     parts.append(f"{figures['samples_per_second']:.2f} samples/s")
     parts.append(f"data wait {figures['data_wait']:.0%}")
+    if figures["data/skipped_total"]:
+        parts.append(f"{figures['data/skipped_total']:,.0f} left out")
     return "  ".join(parts)

@@ -34,9 +34,10 @@ CHANGEABLE = frozenset(
         "train.keep_checkpoints",
         "train.log_every_steps",
         "data.on_bad_frame",
+        "data.max_skipped",
     }
 )
-"""Fields that a resumed run may change: how long it runs, what it keeps, and whether broken frames end it."""
+"""Fields that a resumed run may change: how long it runs, what it keeps, and how many broken frames end it."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,11 @@ class Run:
     out: str
     record: RunRecord
     description: ModelDescription
+
+    @property
+    def name(self) -> str:
+        """The last part of its folder."""
+        return self.out.rstrip("/").rpartition("/")[2]
 
     @property
     def total_steps(self) -> int:

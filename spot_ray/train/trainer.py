@@ -6,7 +6,7 @@ import contextlib
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +28,9 @@ from spot_ray.storage.cache import CacheConfig
 from spot_ray.train.config import PretrainConfig
 from spot_ray.train.loop import RunState
 from spot_ray.train.progress import ProgressDisplay
+from spot_ray.train.ray_metrics import RayMetrics
 from spot_ray.train.run import Run, prepare_run
+from spot_ray.train.skipped import SkippedSample
 from spot_ray.train.worker import Figures, PretrainResult, result_of, train_worker
 
 POLL_S = 0.5
@@ -43,18 +45,23 @@ RETRIES_ON_A_CLUSTER = 3
 
 
 class _Board:
-    """What the workers tell the driver: figures to show, and the error of the user's that ended the run."""
+    """What the workers tell the driver: figures and what is left out, and the user's error that ended the run."""
 
     def __init__(self) -> None:
         self._lines: list[tuple[int, Figures]] = []
+        self._skipped: list[SkippedSample] = []
         self._error: SpotRayError | None = None
 
     def post(self, step: int, figures: Figures) -> None:
         self._lines.append((step, figures))
 
-    def take(self) -> list[tuple[int, Figures]]:
+    def leave_out(self, samples: Sequence[SkippedSample]) -> None:
+        self._skipped += samples
+
+    def take(self) -> tuple[list[tuple[int, Figures]], list[SkippedSample]]:
         lines, self._lines = self._lines, []
-        return lines
+        skipped, self._skipped = self._skipped, []
+        return lines, skipped
 
     def fail(self, error: SpotRayError) -> None:
         self._error = self._error or error
@@ -200,6 +207,10 @@ def _work(options: dict[str, Any]) -> dict[str, Any]:
         if rank == 0:
             board.post.remote(state.step, figures)
 
+    def tell_skipped(samples: Sequence[SkippedSample]) -> None:
+        if rank == 0:
+            board.leave_out.remote(samples)
+
     def report(state: RunState, figures: Figures, checkpoint: str) -> None:
         # A barrier of all workers that Ray polls every two seconds: with checkpoints only.
         ray.train.report({"step": state.step, **figures, "checkpoint_path": checkpoint})
@@ -214,6 +225,8 @@ def _work(options: dict[str, Any]) -> dict[str, Any]:
             wrap=_distribute,
             on_metrics=tell,
             on_checkpoint=report,
+            on_skipped=tell_skipped,
+            on_step=RayMetrics(run_name=run.name, rank=rank).add,
         )
     except SpotRayError as error:
         ray.get(board.fail.remote(error))
@@ -235,7 +248,10 @@ def _watching(
     done = threading.Event()
 
     def show() -> None:
-        for step, figures in ray.get(board.take.remote()):
+        lines, skipped = ray.get(board.take.remote())
+        if display is not None:
+            display.say_skipped(skipped)
+        for step, figures in lines:
             if display is not None:
                 display.update(step, figures)
             if on_metrics is not None:

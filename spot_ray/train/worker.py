@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,8 +15,9 @@ from spot_ray.storage.cache import CacheConfig
 from spot_ray.train.checkpoint import checkpoint_uri, latest_checkpoint, resolve, resume_state, save_checkpoint
 from spot_ray.train.config import PretrainConfig
 from spot_ray.train.loop import RunState, build_learner, fit
-from spot_ray.train.metrics import MetricsWriter, StepMeter, read_metrics
+from spot_ray.train.metrics import MetricsWriter, StepMeter, StepReport, read_metrics
 from spot_ray.train.run import Run, prepare_run
+from spot_ray.train.skipped import SkipGuard, SkippedSample, read_skipped
 
 Figures = dict[str, float]
 
@@ -29,11 +30,13 @@ class PretrainResult:
         checkpoint: URI of its last checkpoint.
         state: How far it came.
         metrics: The last line of metrics.
+        skipped: The planned samples that it left out, in the order of its steps.
     """
 
     checkpoint: str
     state: RunState
     metrics: Figures
+    skipped: tuple[SkippedSample, ...]
 
 
 def train_worker(
@@ -46,6 +49,8 @@ def train_worker(
     wrap: Callable[[nn.Module], nn.Module] = lambda model: model,
     on_metrics: Callable[[RunState, Figures], None] | None = None,
     on_checkpoint: Callable[[RunState, Figures, str], None] | None = None,
+    on_skipped: Callable[[Sequence[SkippedSample]], None] | None = None,
+    on_step: Callable[[StepReport], None] | None = None,
 ) -> RunState:
     """Train from the run's newest checkpoint, or from its beginning, to its end.
 
@@ -60,9 +65,14 @@ def train_worker(
         wrap: Wraps the network for distribution.
         on_metrics: Called on every worker with each line of metrics.
         on_checkpoint: Called on every worker with each checkpoint's URI; on worker 0 it is written by then.
+        on_skipped: Called on every worker with the samples that all of them left out, if any, before each line.
+        on_step: Called on every worker with what each of its steps cost.
 
     Returns:
         The state at the end.
+
+    Raises:
+        DataError: If a loss is not finite, a frame cannot be read and is not to be left out, or too many are.
     """
     config = run.config
     torch.manual_seed(config.train.seed)
@@ -83,17 +93,36 @@ def train_worker(
     state = RunState()
     if checkpoint is not None:
         state = resume_state(checkpoint, model=learner.model, optimiser=learner.optimiser)
+    guard = SkipGuard(
+        limit=config.data.max_skipped,
+        samples_by_epoch=[steps * config.train.global_batch_size for steps in run.record.steps_by_epoch],
+        before=[sample for sample in read_skipped(run.out) if sample.step <= state.step],
+        where=run.out,
+    )
     writer = MetricsWriter(run.out, start_step=state.step) if rank == 0 else None
     last: Figures = {}
 
     def keep_metrics(state: RunState, figures: Figures) -> None:
-        figures = {"epoch": state.epoch, "samples": state.samples_seen, "wall_time_s": state.wall_time_s, **figures}
+        figures = {
+            "epoch": state.epoch,
+            "samples": state.samples_seen,
+            "wall_time_s": state.wall_time_s,
+            **figures,
+            "data/skipped_total": guard.total,
+        }
         last.clear()
         last.update(figures)
         if writer is not None:
             writer.write(state.step, figures)
         if on_metrics is not None:
             on_metrics(state, figures)
+
+    def keep_skipped(samples: Sequence[SkippedSample]) -> None:
+        if writer is not None:
+            writer.write_skipped(samples)
+        if on_skipped is not None:
+            on_skipped(samples)
+        guard.add(samples)
 
     def keep_checkpoint(state: RunState) -> None:
         if writer is not None:
@@ -121,6 +150,8 @@ def train_worker(
             checkpoint_every_steps=config.train.checkpoint_every_steps,
             on_metrics=keep_metrics,
             on_checkpoint=keep_checkpoint,
+            on_skipped=keep_skipped,
+            on_step=on_step,
         )
     finally:
         if writer is not None:
@@ -176,4 +207,9 @@ def pretrain_here(
 def result_of(run: Run, state: RunState) -> PretrainResult:
     """Return what a finished run leaves, as its folder holds it."""
     lines = read_metrics(run.out)
-    return PretrainResult(checkpoint=resolve(run.out), state=state, metrics=lines[-1] if lines else {})
+    return PretrainResult(
+        checkpoint=resolve(run.out),
+        state=state,
+        metrics=lines[-1] if lines else {},
+        skipped=tuple(read_skipped(run.out)),
+    )

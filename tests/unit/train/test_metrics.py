@@ -1,11 +1,20 @@
+import dataclasses
+import json
 import math
 from pathlib import Path
+from types import ModuleType
 
 import fsspec
+import numpy as np
 import pytest
 import torch
+from torch import distributed, multiprocessing
 
-from spot_ray.train.metrics import MetricsWriter, StepMeter, StepResult, read_metrics, voxel_counts
+from spot_ray.operators.batch import SkippedFrame
+from spot_ray.operators.pack import STAGES
+from spot_ray.storage.cache import Traffic
+from spot_ray.train.metrics import MetricsWriter, StepMeter, StepReport, StepResult, read_metrics, voxel_counts
+from spot_ray.train.skipped import SKIPPED_FILE, SkippedSample, read_skipped
 
 
 def logits_for(classes: list[int], num_outputs: int = 3) -> torch.Tensor:
@@ -35,10 +44,31 @@ def result(loss: float, weight: float, counts: list[list[int]], lr: float = 0.1)
     )
 
 
-def test_figures_are_means_over_the_samples_since_the_last_line() -> None:
+def report(
+    toy: ModuleType,
+    *,
+    step: int = 1,
+    size: int = 1,
+    seconds: float = 1.0,
+    waited: float = 0.0,
+    num_ready: int | None = None,
+    read_s: float = 0.0,
+    skipped: tuple[str, ...] = (),
+    traffic: Traffic = Traffic(),  # noqa: B008
+) -> StepReport:
+    batch = dataclasses.replace(
+        toy.batch_of(np.random.default_rng(step), size, num_points=1),
+        stage_s=dict.fromkeys(STAGES, 0.0) | {"read": read_s, "pack": read_s / 4},
+        skipped=tuple(SkippedFrame(frame, 1, "broken") for frame in skipped),
+        traffic=traffic,
+    )
+    return StepReport(step, 0, batch, seconds, waited, num_ready)
+
+
+def test_figures_are_means_over_the_samples_since_the_last_line(toy: ModuleType) -> None:
     meter = StepMeter(class_names=("car", "road"), device="cpu")
-    meter.add(result(1.0, 1.0, [[2, 3, 3], [1, 2, 1], [0, 0, 0]]), seconds=1.0, waited=0.5)
-    meter.add(result(3.0, 1.0, [[0, 1, 1], [0, 0, 1], [0, 0, 0]], lr=0.2), seconds=3.0, waited=0.5)
+    meter.add(result(1.0, 1.0, [[2, 3, 3], [1, 2, 1], [0, 0, 0]]), report(toy, seconds=1.0, waited=0.5))
+    meter.add(result(3.0, 1.0, [[0, 1, 1], [0, 0, 1], [0, 0, 0]], lr=0.2), report(toy, seconds=3.0, waited=0.5))
     figures = meter.figures()
     assert figures == pytest.approx(
         {
@@ -52,13 +82,85 @@ def test_figures_are_means_over_the_samples_since_the_last_line() -> None:
             "geometric_iou": 2 / 6,
             "miou": 1 / 3,
             "iou/car": 1 / 3,  # road is not in the truth: neither listed nor in the mean
+            "data/skipped": 0.0,
         }
     )
-    meter.add(result(5.0, 1.0, [[0, 0, 0]] * 3), seconds=1.0, waited=0.0)
+    meter.add(result(5.0, 1.0, [[0, 0, 0]] * 3), report(toy))
     figures = meter.figures()
     assert figures["loss"] == 5.0
     assert "geometric_iou" not in figures
     assert not any(math.isnan(value) for value in figures.values())
+
+
+def test_what_data_cost_is_told_a_sample(toy: ModuleType) -> None:
+    meter = StepMeter(class_names=("car", "road"), device="cpu")
+    traffic = Traffic(requests=2, bytes_from_store=5_000_000, bytes_direct=1_000_000, bytes_from_cache=3_000_000)
+    # Three samples of which one is left out, then one: three went through the operators.
+    meter.add(result(1.0, 2.0, [[0, 0, 0]] * 3), report(toy, size=3, num_ready=0, read_s=0.040, skipped=("a/1",)))
+    meter.add(result(1.0, 1.0, [[0, 0, 0]] * 3), report(toy, step=2, num_ready=3, read_s=0.020, traffic=traffic))
+    figures = meter.figures()
+    data = {name: value for name, value in figures.items() if name.startswith("data/")}
+    assert data == pytest.approx(
+        {
+            "data/skipped": 1.0,
+            "data/ready_batches": 1.5,
+            "data/read_ms": 20.0,
+            "data/pack_ms": 5.0,
+            **{f"data/{name}_ms": 0.0 for name in ("beams", "deskew", "merge", "augment")},
+            "data/store_mb": 2.0,
+            "data/cache_mb": 1.0,
+            "data/cache_requests": 2 / 3,
+        }
+    )
+    assert meter.take_skipped() == (SkippedSample(1, 0, "a/1", 1, "broken"),)
+    meter.add(result(1.0, 1.0, [[0, 0, 0]] * 3), report(toy, step=3, num_ready=1))
+    assert meter.take_skipped() == ()
+    assert {n: v for n, v in meter.figures().items() if "data/" in n} == {"data/skipped": 0, "data/ready_batches": 1}
+
+
+def test_figures_of_nothing_but_skipped_samples_have_no_means(toy: ModuleType) -> None:
+    meter = StepMeter(class_names=("car", "road"), device="cpu")
+    meter.add(result(0.0, 0.0, [[0, 0, 0]] * 3), report(toy, waited=0.25, skipped=("a/1",)))
+    assert meter.figures() == pytest.approx(
+        {"grad_norm": 3.0, "lr": 0.1, "samples_per_second": 0.0, "data_wait": 0.25, "data/skipped": 1.0}
+    )
+
+
+def test_two_workers_tell_the_sum(toy: ModuleType, tmp_path: Path) -> None:
+    reports = [
+        [report(toy, size=2, seconds=2.0, waited=1.0, num_ready=1, read_s=0.030, skipped=("b/2",))],
+        [report(toy, size=2, seconds=2.0, waited=0.0, num_ready=2, read_s=0.060, traffic=Traffic(bytes_direct=9000))],
+    ]
+    reports[1].append(report(toy, step=2, size=1, seconds=4.0, waited=1.0, num_ready=6, skipped=("a/1",)))
+    reports[0].append(report(toy, step=2, size=1, seconds=4.0, waited=1.0, num_ready=0, read_s=0.030))
+    multiprocessing.start_processes(tell, (reports, str(tmp_path)), nprocs=2, start_method="fork")
+    told = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    assert told[0] == told[1]
+    figures, skipped = told[0]
+    # Rank 0 prepared 1 + 1 samples, rank 1 2 + 0. Both took 2 + 4 s, and waited 1 + 1 s and 0 + 1 s.
+    expected = {
+        "data_wait": 3 / 12,
+        "data/ready_batches": (1 + 2 + 6 + 0) / 4,
+        "data/read_ms": (30 + 60 + 30) / 4,
+        "data/pack_ms": (30 + 60 + 30) / 4 / 4,
+        "data/store_mb": 0.009 / 4,
+        "data/skipped": 2.0,
+        "samples_per_second": 4 / 6,
+    }
+    assert {name: figures[name] for name in expected} == pytest.approx(expected)
+    assert skipped == [[1, 0, "b/2", 1, "broken"], [2, 0, "a/1", 1, "broken"]]
+
+
+def tell(rank: int, reports: list[list[StepReport]], folder: str) -> None:
+    """Write what one of two workers tells."""
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+    meter = StepMeter(class_names=("car", "road"), device="cpu", world_size=2)
+    for each in reports[rank]:
+        meter.add(result(1.0, float(each.num_prepared), [[0, 0, 0]] * 3), each)
+    figures = meter.figures()
+    skipped = [dataclasses.astuple(sample) for sample in meter.take_skipped()]
+    Path(folder, f"{rank}.json").write_text(json.dumps([figures, skipped]))
+    distributed.destroy_process_group()
 
 
 def test_a_resumed_writer_drops_the_lines_it_will_repeat(tmp_path: Path) -> None:
@@ -91,3 +193,23 @@ def test_a_remote_run_gets_its_files_on_flush() -> None:
     again.close()
     assert read_metrics(run) == [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 0.25}]
     assert len(fsspec.filesystem("memory").find("bucket/run/tensorboard")) == 2
+
+
+@pytest.mark.parametrize("remote", [False, True])
+def test_samples_left_out_are_listed_once_in_a_resumed_run_too(tmp_path: Path, remote: bool) -> None:
+    run = "memory://bucket/skipping" if remote else str(tmp_path / "run")
+    samples = [SkippedSample(step, step // 3, f"log/{step}", 0, "broken\n  where: here") for step in (1, 2, 4, 5)]
+    writer = MetricsWriter(run, start_step=0)
+    writer.flush()
+    assert not [name for name in fsspec.filesystem("memory").find("bucket/skipping") if SKIPPED_FILE in name]
+    assert read_skipped(run) == []
+    writer.write_skipped(samples[:2])
+    writer.write_skipped(samples[2:])
+    writer.close()
+    assert read_skipped(run) == samples
+    again = MetricsWriter(run, start_step=2)
+    again.write_skipped(samples[2:])
+    again.close()
+    assert read_skipped(run) == samples
+    MetricsWriter(run, start_step=0).close()
+    assert read_skipped(run) == []
