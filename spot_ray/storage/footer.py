@@ -26,8 +26,9 @@ import pyarrow.parquet as pq
 _MAGIC = b"PAR1"
 _END = struct.Struct("<I4s")
 """A footer's length and the magic bytes end a file."""
-_TAIL_BYTES = 512 * 1024
-"""Read first of a remote file, in one request: 200 frames' footer."""
+_TAIL_BYTES = 128 * 1024
+"""Read first of a remote file: the footer of 200 frames of labels, which are small; that of sweeps takes two requests.
+"""
 
 
 class Footer:

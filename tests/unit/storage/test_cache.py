@@ -35,7 +35,6 @@ class CountedStore(LocalFileSystem):
     """A remote store in a folder; it notes each request in a file, so that processes need share nothing else."""
 
     protocol = "counted"
-    cachable = False
     log = Path()
     slow_s = 0.0
 

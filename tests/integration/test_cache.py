@@ -1,0 +1,145 @@
+"""The cache before an S3 server, over HTTP: what the store is asked for, epoch by epoch."""
+
+from __future__ import annotations
+
+import logging
+import re
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from faulty_store import Fault, FaultyStore
+from moto.server import ThreadedMotoServer
+
+from spot_ray.errors import StoreError
+from spot_ray.storage import download, s3
+from spot_ray.storage import uri as uris
+from spot_ray.storage.cache import CacheConfig, Traffic
+from spot_ray.storage.shards import ShardReader, ShardWriter
+
+SCHEMA = pa.schema([("blob", pa.binary()), ("other", pa.binary()), ("number", pa.int32())])
+SHARDS, ROWS = 4, 6
+COLUMNS = ["blob", "number"]
+TAIL_BYTES = 2**17
+"""Of a file that are read first."""
+
+
+@pytest.fixture(scope="module")
+def server(faulty_store: FaultyStore) -> Iterator[FaultyStore]:
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    moto = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    moto.start()
+    host, port = moto.get_host_and_port()
+    faulty_store.target = f"http://{host}:{port}"
+    yield faulty_store
+    moto.stop()
+
+
+@pytest.fixture
+def bucket(server: FaultyStore) -> str:
+    """A dataset's folder with some shards; what was asked for is forgotten."""
+    name = f"cache-{uuid.uuid4().hex[:12]}"
+    s3.client().mkdir(name)
+    for shard in range(SHARDS):
+        write_shard(f"s3://{name}/{shard}.parquet", shard)
+    server.requests.clear()
+    return f"s3://{name}"
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> CacheConfig:
+    return CacheConfig(str(tmp_path / "cache"), 100_000_000)
+
+
+def write_shard(uri: str, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    with ShardWriter(uri, SCHEMA, compression="none") as writer:
+        for i in range(ROWS):
+            writer.add({"blob": rng.bytes(50_000), "other": rng.bytes(50_000), "number": 100 * seed + i})
+
+
+def epoch(reader: ShardReader, seed: int) -> list[int]:
+    """Read all frames in a random order and return the number of each."""
+    order = np.random.default_rng(seed).permutation(SHARDS * ROWS)
+    tables = [reader.read(f"{i // ROWS}.parquet", int(i % ROWS), COLUMNS) for i in order]
+    reader.close()
+    return [table["number"][0].as_py() for table in tables]
+
+
+def asked(server: FaultyStore) -> dict[str, int]:
+    """Return how many requests of each method came since the last call."""
+    methods = [request.method for request in server.requests]
+    server.requests.clear()
+    return {method: methods.count(method) for method in sorted(set(methods))}
+
+
+def ranges(server: FaultyStore) -> list[int]:
+    """Return the bytes that each GET since the last call asked for."""
+    found = [re.fullmatch(r"bytes=(\d+)-(\d+)", request.headers.get("range", "")) for request in server.requests]
+    server.requests.clear()
+    return [int(match[2]) - int(match[1]) + 1 for match in found if match]
+
+
+def test_the_second_epoch_asks_the_store_for_nothing(
+    server: FaultyStore, bucket: str, config: CacheConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download, "RANGE_BYTES", 2**18)
+    sizes = list(uris.file_sizes(bucket).values())
+    server.requests.clear()
+    first = ShardReader(bucket, cache=config)
+    numbers = epoch(first, seed=0)
+    num_ranges = sum(-(-size // 2**18) for size in sizes)
+    assert asked(server) == {"GET": num_ranges, "HEAD": 2 * SHARDS}
+    assert first.traffic.requests == num_ranges + 2 * SHARDS
+    assert first.traffic.bytes_from_store == sum(sizes)
+    assert first.traffic.misses == SHARDS
+    second = ShardReader(bucket, cache=config)
+    assert sorted(epoch(second, seed=1)) == sorted(numbers)
+    assert asked(server) == {}
+    assert second.traffic == Traffic(hits=second.traffic.hits, bytes_from_cache=first.traffic.bytes_from_cache)
+
+
+def test_the_next_run_asks_for_each_shard_once_and_fetches_what_was_written_again(
+    server: FaultyStore, bucket: str, config: CacheConfig
+) -> None:
+    epoch(ShardReader(bucket, cache=config), seed=0)
+    write_shard(f"{bucket}/2.parquet", seed=7)  # as large as before
+    server.requests.clear()
+    later = ShardReader(bucket, cache=CacheConfig(config.dir, config.limit_bytes))
+    numbers = epoch(later, seed=0)
+    assert asked(server) == {"GET": 1, "HEAD": SHARDS + 1}
+    assert sorted(numbers) == sorted(100 * shard + i for shard in (0, 1, 7, 3) for i in range(ROWS))
+    assert later.traffic.misses == 1
+
+
+def test_without_a_cache_each_frame_costs_a_request_and_each_shard_two_more(server: FaultyStore, bucket: str) -> None:
+    reader = ShardReader(bucket)
+    epoch(reader, seed=0)
+    assert sum(request.method == "HEAD" for request in server.requests) == SHARDS
+    sizes = ranges(server)
+    footers = [size for size in sizes if size == TAIL_BYTES]
+    assert len(footers) == SHARDS
+    assert SHARDS * ROWS <= len(sizes) - len(footers) <= 2 * SHARDS * ROWS
+    # Of three columns the middle one is left out; gaps between pages may be read along.
+    assert 0 <= sum(sizes) - sum(footers) - reader.traffic.bytes_direct < 1000 * SHARDS * ROWS
+
+
+def test_a_store_that_fails_amid_a_download_is_told_and_leaves_nothing(
+    server: FaultyStore, bucket: str, config: CacheConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(s3, "ATTEMPTS", 1)
+    monkeypatch.setenv("AWS_SPOT_RAY_TEST", uuid.uuid4().hex)  # another environment: other clients
+    monkeypatch.setattr(download, "RANGE_BYTES", 2**17)
+    reader = ShardReader(bucket, cache=config)
+    denied = Fault(status=403, code="AccessDenied")
+    with (
+        server.misbehaving(lambda request: denied if request.headers.get("range", "").startswith("bytes=3") else None),
+        pytest.raises(StoreError, match="ACCESS_DENIED"),
+    ):
+        reader.read("0.parquet", 0, COLUMNS)
+    assert [path.suffix for path in Path(config.dir, "files").iterdir()] == []
+    assert reader.read("0.parquet", 3, COLUMNS)["number"].to_pylist() == [3]
+    reader.close()
