@@ -6,7 +6,7 @@ from types import ModuleType
 
 import pytest
 
-from spot_ray.errors import CheckpointError, ConfigError, DataError
+from spot_ray.errors import CheckpointError, ConfigError, DataError, SpotRayError
 from spot_ray.operators.config import BalanceConfig, DataConfig
 from spot_ray.operators.mixture import DataSource
 from spot_ray.operators.stream import iterate
@@ -172,6 +172,26 @@ def test_a_run_of_the_whole_dataset_is_not_resumed_on_a_subset(
         part = DataSource(data, subset=Subset("sequence", ("log0",)))
         prepare_run(config, data=part, out=finished[0], resume=True)
     assert "it began with the whole dataset" in caught.value.expected
+
+
+def test_a_run_of_several_datasets_is_resumed_with_the_same_ones(
+    config: PretrainConfig, data: str, toy: ModuleType, tmp_path: Path
+) -> None:
+    other, out = str(tmp_path / "other"), str(tmp_path / "run")
+    toy.write_dataset(other, names=("far",), frames=(4,))
+    both = [DataSource(data, 1.0), DataSource(other, 2.0)]
+    run, _ = prepare_run(config, data=both, out=out)
+    assert run.record.num_frames == (5, 4)
+    assert run.record.steps_by_epoch == (8, 8)  # 5 frames of the one, 10 of the other, in batches of two
+    again, _ = prepare_run(config, data=[data, other], out=out, resume=True)
+    assert again.record == run.record
+    for asked, message in (
+        ([data], "did not begin with 1 datasets"),
+        ([other, data], "is not the dataset of the run: it lacks 1 of 1 manifest parts"),
+        ([DataSource(data, 1.0), DataSource(other, 1.0)], "did not begin with the proportion 1 of"),
+    ):
+        with pytest.raises(SpotRayError, match=message):
+            prepare_run(config, data=asked, out=out, resume=True)
 
 
 @pytest.mark.parametrize("subset", [None, Subset("sequence", ("log0",))])
