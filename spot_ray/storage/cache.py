@@ -140,7 +140,7 @@ class ShardCache:
         config: Where it is and what it may hold.
 
     Raises:
-        ConfigError: If its folder cannot be made or written to.
+        StoreError: If its folder cannot be made or written to.
     """
 
     def __init__(self, config: CacheConfig) -> None:
@@ -168,8 +168,8 @@ class ShardCache:
 
         Raises:
             FileNotFoundError: If the store has no such file.
-            ConfigError: If the folder cannot be written to, or its disk is full.
-            DataError: If the store fails.
+            StoreError: If the store fails, the folder cannot be written to, or its disk is full.
+            DataError: If the store cannot tell one writing of the file from the next.
         """
         key = _key(uri)
         if key in self._passed_over:

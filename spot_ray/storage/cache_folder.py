@@ -25,7 +25,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from spot_ray.errors import ConfigError
+from spot_ray.errors import StoreError
 
 _BESIDE_BYTES = 4096
 """Counted for a note: a block of the disk."""
@@ -57,23 +57,24 @@ class CachedFile:
     """A file of the cache that is open; it is not removed before :meth:`close`, or before it is collected.
 
     Args:
-        source: To read from.
-        pin: File descriptor that holds the lock.
-        path: Where the file lies.
+        pin: Its file descriptor, which holds the lock; closed with this object.
     """
 
-    def __init__(self, source: pa.NativeFile, pin: int, path: Path) -> None:
-        self.source = source
-        self.stat = os.fstat(pin)
-        self._path = path
+    def __init__(self, pin: int) -> None:
+        self._pin = pin
         self._unpin = weakref.finalize(self, os.close, pin)
+        status = os.fstat(pin)
+        os.utime(pin, ns=(time.time_ns(), status.st_mtime_ns))
+        self.stat = status
+        self.source = pa.OSFile(f"/proc/self/fd/{pin}")  # this file, whatever is at its path by now
+        """To read from."""
 
     def digest(self) -> str:
         """Return the hexadecimal BLAKE2b of all of it."""
-        digest = hashlib.blake2b()
-        with self._path.open("rb", buffering=0) as content:
-            while part := content.read(_HASHED_AT_ONCE):
-                digest.update(part)
+        digest, start = hashlib.blake2b(), 0
+        while part := os.pread(self._pin, _HASHED_AT_ONCE, start):
+            digest.update(part)
+            start += len(part)
         return digest.hexdigest()
 
     def close(self) -> None:
@@ -90,7 +91,7 @@ class CacheFolder:
         limit_bytes: Most that its files take.
 
     Raises:
-        ConfigError: If it cannot be made or written to. So do all methods where the disk fails.
+        StoreError: If it cannot be made or written to; no frame is to blame. All methods raise it where the disk fails.
     """
 
     def __init__(self, folder: str, limit_bytes: int) -> None:
@@ -116,23 +117,16 @@ class CacheFolder:
 
     def pin(self, key: str) -> CachedFile | None:
         """Open a file so that it stays, and have it count as used; None if it is not there."""
-        path = self._path(key)
         with self.failures_told("read"):
             while True:
                 try:
-                    pin = os.open(path, os.O_RDONLY)
+                    pin = os.open(self._path(key), os.O_RDONLY)
                 except FileNotFoundError:
                     return None
-                try:
-                    fcntl.flock(pin, fcntl.LOCK_SH)
-                    status = os.fstat(pin)
-                    if status.st_nlink:  # else it was removed before it was locked
-                        os.utime(pin, ns=(time.time_ns(), status.st_mtime_ns))
-                        return CachedFile(pa.OSFile(str(path)), pin, path)
-                except BaseException:
-                    os.close(pin)
-                    raise
-                os.close(pin)
+                file = _pinned(pin)
+                if file.stat.st_nlink:
+                    return file
+                file.close()  # it was removed before it was locked
 
     def remove(self, key: str) -> None:
         """Remove a file; its lock is held, and who has it open reads on."""
@@ -194,10 +188,8 @@ class CacheFolder:
     def show(self, key: str, part: Path) -> CachedFile:
         """Make a reserved file that was filled visible, and open it; its lock is held."""
         with self.failures_told("write"):
+            file = _pinned(os.open(part, os.O_RDONLY))  # first, or it might be removed before it is used
             part.replace(self._path(key))  # not synced: after a crash, its digest tells
-        file = self.pin(key)
-        if file is None:
-            raise RuntimeError(f"{self._path(key)} is gone, though its lock is held")
         return file
 
     @contextlib.contextmanager
@@ -208,7 +200,7 @@ class CacheFolder:
         except OSError as error:
             why = os.strerror(error.errno).lower() if error.errno else str(error)
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            raise ConfigError(
+            raise StoreError(
                 f"cannot {doing} in the cache folder {self._folder}: {why}",
                 where="--cache-dir",
                 remedy=f"free room for {self._limit_bytes:,} bytes in all, or lower --cache-limit"
@@ -289,3 +281,12 @@ def _locked(file: int, *, wait: bool) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def _pinned(file: int) -> CachedFile:
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH)
+    except BaseException:
+        os.close(file)
+        raise
+    return CachedFile(file)

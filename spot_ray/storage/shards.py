@@ -141,7 +141,7 @@ class ShardReader:
             datasets do not need it.
 
     Raises:
-        ConfigError: If the cache's folder cannot be made or written to.
+        StoreError: If the cache's folder cannot be made or written to.
     """
 
     def __init__(self, uri: str, *, max_open: int = 256, cache: CacheConfig | None = None) -> None:
@@ -168,7 +168,7 @@ class ShardReader:
             columns: Columns to read.
 
         Raises:
-            ConfigError: If the cache's folder cannot be written to, or its disk is full.
+            StoreError: If the store fails, or the cache's folder cannot be written to or its disk is full.
             DataError: If the file is missing or broken.
         """
         with self._errors_told(f"row group {row_group}", shard):
@@ -182,7 +182,7 @@ class ShardReader:
             columns: Columns to read.
 
         Raises:
-            ConfigError: If the cache's folder cannot be written to, or its disk is full.
+            StoreError: If the store fails, or the cache's folder cannot be written to or its disk is full.
             DataError: If the file is missing or broken.
         """
         with self._errors_told("the columns", shard):

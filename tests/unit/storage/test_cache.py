@@ -19,7 +19,7 @@ import pyarrow as pa
 import pytest
 from fsspec.implementations.local import LocalFileSystem
 
-from spot_ray.errors import ConfigError, DataError
+from spot_ray.errors import ConfigError, DataError, StoreError
 from spot_ray.storage import cache_folder, download
 from spot_ray.storage.cache import CacheConfig, ShardCache, Traffic, parse_size
 from spot_ray.storage.shards import ShardReader, ShardWriter
@@ -258,7 +258,23 @@ def test_a_file_that_is_open_stays(store: Store, config: CacheConfig) -> None:
     assert opened.source.read() == b"a" * 100_000
     opened.close()
     assert read(cache, b) == b"b" * 100_000
-    assert cache.traffic.evictions == 1
+
+
+def test_a_file_that_has_just_come_is_not_removed_before_it_is_used(
+    store: Store, config: CacheConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(config, limit_bytes=150_000)
+    show = cache_folder.CacheFolder.show
+    others: list[tuple[Path | None, int]] = []
+
+    def hindered(self: cache_folder.CacheFolder, key: str, part: Path) -> cache_folder.CachedFile:
+        shown = show(self, key, part)
+        others.append(cache_folder.CacheFolder(config.dir, config.limit_bytes).reserve("0" * 32, 100_000))
+        return shown
+
+    monkeypatch.setattr(cache_folder.CacheFolder, "show", hindered)
+    assert read(ShardCache(config), store.put("a", b"a" * 100_000)) == b"a" * 100_000
+    assert others == [(None, 0)]
 
 
 def test_a_file_that_is_dropped_unclosed_can_go(store: Store, config: CacheConfig) -> None:
@@ -382,7 +398,7 @@ def test_a_store_that_tells_no_version_is_told(
 
 def test_a_folder_that_cannot_be_used_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(ConfigError, match=f"cannot write in the cache folder {tmp_path}/file/x: not a directory"):
+    with pytest.raises(StoreError, match=f"cannot write in the cache folder {tmp_path}/file/x: not a directory"):
         ShardCache(CacheConfig(f"{tmp_path}/file/x", 1))
 
 
@@ -393,7 +409,7 @@ def test_a_full_disk_is_told_and_leaves_nothing(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(ConfigError, match="no space left") as caught:
+    with pytest.raises(StoreError, match="no space left") as caught:
         ShardCache(config).open(store.put("a", b"1"))
     assert config.dir in caught.value.what
     assert "10,000,000 bytes" in caught.value.remedy
