@@ -1,0 +1,173 @@
+"""The frames that all contenders of `ingest.py` read: written once, in each one's own form, with the same content.
+
+Sweeps are those of the synthetic city with a Waymo-like LiDAR, labels those of this platform's labeller. A few drives
+are made; every other frame is a copy under another id, in files of its own. A folder holds then
+
+    dataset/                                    ours: Parquet
+    000000.points.npy, .ring.npy, .labels.npy   a frame's arrays, see `ingest_numpy.py`
+    000000.labels.npz                           the labels as Occ3D ships them
+    boxes.npz                                   the boxes of all frames
+    draws-0.npz …                               what is drawn in an epoch, told from what our operators do
+
+All values are those that our storage gives back, so that nobody else has to round anything.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import numpy as np
+
+from spot_ray.occupancy.config import LabelConfig
+from spot_ray.occupancy.run import label_dataset
+from spot_ray.operators.batch import Batch
+from spot_ray.operators.config import BalanceConfig, BeamConfig, DataConfig
+from spot_ray.operators.features import point_features
+from spot_ray.operators.stream import iterate
+from spot_ray.schema.sweep import Boxes, Sweep
+from spot_ray.schema.taxonomy import IGNORE, PAPER_TAXONOMY
+from spot_ray.storage.dataset import DatasetWriter, open_dataset
+from spot_ray.storage.occupancy import OccupancyWriter, open_occupancy
+from spot_ray.synthetic.presets import PRESETS
+from spot_ray.synthetic.world import World
+
+SEED = 0
+BATCH_SIZE = 4
+RETURNING = 0.8825
+"""Share of the rays of the Waymo preset that return."""
+CONFIG = DataConfig(
+    features=("x", "y", "z", "intensity", "elongation"),
+    balance=BalanceConfig(enabled=False),
+    beams=BeamConfig(targets=("hdl-64e", "hdl-32e", "once-40")),
+)
+"""As `spot-waymo` has it, with every frame once."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """How much is written.
+
+    Args:
+        points: Points a sweep, about.
+        drives: Different drives.
+        sweeps: Sweeps a drive.
+        copies: How often each drive is there.
+        epochs: Epochs for which draws are written.
+    """
+
+    points: int
+    drives: int
+    sweeps: int
+    copies: int
+    epochs: int
+
+    @property
+    def frames(self) -> int:
+        """Number of frames."""
+        return self.drives * self.sweeps * self.copies
+
+
+def prepare(folder: Path, size: Size) -> None:
+    """Write all forms of the frames, unless they are there; a folder that was not finished is written anew."""
+    done = folder / "size.txt"
+    if done.exists() and done.read_text() == repr(size):
+        return
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    uri = str(folder / "dataset")
+    with tempfile.TemporaryDirectory() as scratch:
+        _write_drives(scratch, size)
+        _copy(scratch, uri, size)
+    _write_arrays(folder, uri)
+    for epoch in range(size.epochs):
+        np.savez(folder / f"draws-{epoch}.npz", **_draws(uri, epoch))
+    done.write_text(repr(size))
+
+
+def _write_drives(uri: str, size: Size) -> None:
+    preset = PRESETS["waymo"]
+    lidar = dataclasses.replace(preset.lidar, columns=round(size.points / RETURNING / preset.lidar.num_beams))
+    with (
+        mock.patch.dict(PRESETS, ingest=dataclasses.replace(preset, name="ingest", lidar=lidar)),
+        DatasetWriter(uri, name="ingest", rig=[lidar], taxonomy=PAPER_TAXONOMY) as writer,
+    ):
+        for drive in range(size.drives):
+            world = World("ingest", seed=SEED, sequence=drive, num_frames=size.sweeps)
+            for i in range(size.sweeps):
+                writer.add(world.sweep(i))
+    label_dataset(uri, config=LabelConfig(), num_workers=1)
+
+
+def _copy(source: str, uri: str, size: Size) -> None:
+    dataset, labels = open_dataset(source), open_occupancy(source, "default")
+    drives = {name: [dataset[i] for i in dataset.frames_of(name)] for name in dataset.sequences}
+    with DatasetWriter.of(uri, dataset.info) as writer:
+        for copy in range(size.copies):
+            for name, sweeps in drives.items():
+                for sweep in sweeps:
+                    writer.add(dataclasses.replace(sweep, sequence_id=f"{name}-{copy:03d}"))
+    with OccupancyWriter(uri, labels.info) as writer:
+        for copy in range(size.copies):
+            for name, sweeps in drives.items():
+                known = (labels.get(name, sweep.frame_id) for sweep in sweeps)
+                own = f"{name}-{copy:03d}"
+                writer.add_sequence(own, [dataclasses.replace(label, sequence_id=own) for label in known])
+
+
+def _write_arrays(folder: Path, uri: str) -> None:
+    dataset, labels = open_dataset(uri), open_occupancy(uri, "default")
+    class_of_source = dataset.info.taxonomy.lookup()
+    boxes = []
+    for i in range(len(dataset)):
+        sweep = dataset.read(i, ("intensity", "elongation", "ring", "boxes"))
+        occupancy = labels.get(sweep.sequence_id, sweep.frame_id)
+        dense = occupancy.dense(labels.info.grid)
+        stem = str(folder / f"{i:06d}")
+        assert sweep.ring is not None
+        np.save(f"{stem}.points.npy", point_features(sweep, CONFIG.features, dataset.info.rig))
+        np.save(f"{stem}.ring.npy", sweep.ring.astype(np.uint8))
+        np.save(f"{stem}.labels.npy", dense)
+        observed = dense != IGNORE
+        np.savez_compressed(f"{stem}.labels.npz", semantics=np.where(observed, dense, 0), mask_lidar=observed)
+        own = sweep.boxes or Boxes.empty()
+        boxes.append(np.column_stack([own.boxes, class_of_source[own.source_class]]).astype(np.float32))
+    offsets = np.cumsum([0, *map(len, boxes)])
+    np.savez(folder / "boxes.npz", boxes=np.concatenate(boxes), offsets=offsets)
+
+
+def _draws(uri: str, epoch: int) -> dict[str, np.ndarray[Any, Any]]:
+    """Return what is drawn for every frame, in the dataset's order: told from samples before and after."""
+    dataset = open_dataset(uri)
+    config = dataclasses.replace(CONFIG, features=(*CONFIG.features, "ring"))
+    batches = iterate(uri, config, seed=SEED, epoch=epoch, global_batch_size=1, shuffle=False)
+    drawn = [_draw(dataset.read(i, ("ring", "boxes")), batch) for i, batch in enumerate(batches)]
+    assert len(drawn) == len(dataset)
+    return {name: np.array([draw[name] for draw in drawn]) for name in drawn[0]}
+
+
+def _draw(before: Sweep, after: Batch) -> dict[str, Any]:
+    assert after.frames == (before.name,)
+    assert before.boxes is not None
+    assert before.ring is not None
+    turn = after.network_from_label[0, :, :2].astype(np.float64)
+    num_beams = PRESETS["waymo"].lidar.num_beams
+    ring = np.rint(after.points[:, -1] * num_beams).astype(int)
+    keep = np.zeros(num_beams, dtype=bool)
+    keep[ring] = True
+    assert keep[before.ring].sum() == len(ring), "beams are kept whole"
+    # Of the box that is farthest from both axes, on which a flip could not be told.
+    box = int(np.abs(before.boxes.boxes[:, :2]).min(axis=1).argmax())
+    flip = np.linalg.solve(turn, after.boxes[box, :2]) / before.boxes.boxes[box, :2]
+    assert np.allclose(np.abs(flip), 1, atol=1e-3), f"neither flipped nor left: {flip}"
+    return {
+        "keep": keep,
+        "flip_x": bool(flip[1] < 0),
+        "flip_y": bool(flip[0] < 0),
+        "rotation_rad": float(np.arctan2(turn[1, 0], turn[0, 0])),
+        "scale": float(np.sqrt(np.linalg.det(turn))),
+    }
