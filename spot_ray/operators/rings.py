@@ -32,7 +32,7 @@ from spot_ray.schema.sensors import LidarSpec
 
 Float = npt.NDArray[np.float64]
 
-_SAMPLE = 4000
+_SAMPLE = 3000
 """Points that the parameters are fitted to."""
 
 _NEAREST_M = 1.5
