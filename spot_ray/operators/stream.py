@@ -42,6 +42,10 @@ _BLOCK_BYTES = 16 << 20
 """Samples that a task hands over at a time: the first ones are there long before the task is done, what waits in the
 object store is counted in small pieces, and a process goes on with the memory that the last ones have left."""
 
+_BLOCKS_A_LIMIT = 16
+"""Pieces that a limit of memory is cut into. Ray Data keeps to limits by whole pieces and holds six to ten at least:
+what tasks have begun, what waits for its turn, and what is being cut into batches."""
+
 
 @dataclass(frozen=True)
 class _Work:
@@ -166,7 +170,9 @@ def stream(
             ever read.
         max_tasks: Most reading tasks of this worker at once, or None: as many as there are CPUs for.
         prefetch_batches: Batches that are ready ahead.
-        memory_limit: Bytes of the object store that this worker's samples may take, or None: Ray Data's own limit.
+        memory_limit: Bytes of the object store that this worker's samples may take, or None: Ray Data's own limit, half
+            of the store. It is kept from some 30 samples on. Ray frees what has been used once a second, so that what
+            was used within a second comes on top.
 
     Returns:
         An iterator over the batches, one a step.
@@ -277,14 +283,15 @@ def _prepare(
     places = work.places
     count = places.num_rows
     size = max(min(_FRAMES_PER_TASK, math.ceil(count / _LEAST_TASKS)), math.ceil(count / _MAX_TASKS))
+    block_bytes = _BLOCK_BYTES if memory_limit is None else max(1, min(_BLOCK_BYTES, memory_limit // _BLOCKS_A_LIMIT))
     with quiet_data_context() as context:
         context.execution_options.preserve_order = True
-        context.target_max_block_size = _BLOCK_BYTES
+        context.target_max_block_size = block_bytes
         if memory_limit is not None:
             context.execution_options.resource_limits = ExecutionResources(object_store_memory=memory_limit)
         tasks = ray.data.from_blocks([places.slice(start, size) for start in range(0, count, size)])
         return tasks.map_batches(
-            functools.partial(_run, chain=work.chain, token=uuid.uuid4().hex, cache=cache),
+            functools.partial(_run, chain=work.chain, token=uuid.uuid4().hex, cache=cache, block_bytes=block_bytes),
             batch_size=None,
             batch_format="pyarrow",
             zero_copy_batch=True,
@@ -301,11 +308,11 @@ def _here() -> Any:
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
 
 
-def _run(places: pa.Table, chain: Chain, token: str, cache: CacheConfig | None) -> Iterator[pa.Table]:
+def _run(places: pa.Table, chain: Chain, token: str, cache: CacheConfig | None, block_bytes: int) -> Iterator[pa.Table]:
     readers = [_reader(one.uri, token, cache) for one in chain.datasets]
     done = 0
     try:
-        for table in chain.blocks(places, readers, block_bytes=_BLOCK_BYTES):
+        for table in chain.blocks(places, readers, block_bytes=block_bytes):
             yield table
             done += table.num_rows
     except SpotRayError as error:
