@@ -324,6 +324,10 @@ def pretrain(options: argparse.Namespace, rest: list[str]) -> None:
         num_workers=options.workers,
         cache=cache,
     )
+    if result.skipped:
+        from spot_ray.train.skipped import SKIPPED_FILE, count_skipped
+
+        say(f"left out: {count_skipped(result.skipped)} that cannot be read, see {SKIPPED_FILE} in {options.out}")
     say(f"checkpoint: {result.checkpoint}")
 
 

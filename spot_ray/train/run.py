@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from spot_ray.config.compare import differing_fields
 from spot_ray.config.load import from_json, to_json
-from spot_ray.errors import ConfigError, DataError
+from spot_ray.errors import ConfigError, DataError, StoreError
 from spot_ray.models.spot import OccupancyModel, build_model
 from spot_ray.operators.chain import build_chain
 from spot_ray.operators.features import columns_of, point_features
@@ -206,7 +206,15 @@ def _check_first_frame(member: Member, config: PretrainConfig) -> None:
     """Check in one frame that the source recorded every feature: else that shows in a worker."""
     dataset, data = member.dataset, config.data
     first = int(select_frames(dataset, member.subset, data.frames)[0])
-    point_features(dataset.read(first, columns_of(data.features, dataset.info)), data.features, dataset.info.rig)
+    try:
+        sweep = dataset.read(first, columns_of(data.features, dataset.info))
+    except StoreError:
+        raise
+    except DataError:
+        if data.on_bad_frame == "fail":
+            raise
+        return  # the run will leave it out
+    point_features(sweep, data.features, dataset.info.rig)
 
 
 def _pinned(sources: tuple[DataSource, ...], before: RunRecord, where: str) -> tuple[DataSource, ...]:
