@@ -15,9 +15,19 @@ from faulty_store import Fault, FaultyStore
 from moto.server import ThreadedMotoServer
 
 from spot_ray.errors import StoreError
+from spot_ray.geometry.grid import VoxelGrid, pack_bits
+from spot_ray.operators.batch import Batch
+from spot_ray.operators.config import DataConfig
+from spot_ray.operators.stream import iterate
+from spot_ray.schema.lidars import WAYMO_TOP
+from spot_ray.schema.occupancy import Occupancy, OccupancyInfo
+from spot_ray.schema.sweep import Sweep
+from spot_ray.schema.taxonomy import PAPER_TAXONOMY
 from spot_ray.storage import download, s3
 from spot_ray.storage import uri as uris
 from spot_ray.storage.cache import CacheConfig, Traffic
+from spot_ray.storage.dataset import DatasetWriter
+from spot_ray.storage.occupancy import OccupancyWriter
 from spot_ray.storage.shards import ShardReader, ShardWriter
 
 SCHEMA = pa.schema([("blob", pa.binary()), ("other", pa.binary()), ("number", pa.int32())])
@@ -61,6 +71,28 @@ def write_shard(uri: str, seed: int) -> None:
             writer.add({"blob": rng.bytes(50_000), "other": rng.bytes(50_000), "number": 100 * seed + i})
 
 
+def write_dataset(uri: str) -> None:
+    """Write two logs of three frames with a label each."""
+    grid = VoxelGrid((-8.0, -8.0, -2.2), (0.4, 0.4, 0.4), (40, 40, 16))
+    rng = np.random.default_rng(0)
+    sweeps = [
+        Sweep(log, f"{i}", i * 10**8, rng.uniform(-2, 2, (50, 3)).astype(np.float32)) for log in "ab" for i in range(3)
+    ]
+    with DatasetWriter(uri, name="cache", rig=[WAYMO_TOP], taxonomy=PAPER_TAXONOMY) as writer:
+        for sweep in sweeps:
+            writer.add(sweep)
+    with OccupancyWriter(uri, OccupancyInfo("default", grid, PAPER_TAXONOMY.classes, {})) as labels:
+        for log in "ab":
+            labels.add_sequence(log, [_label(sweep, grid) for sweep in sweeps if sweep.sequence_id == log])
+
+
+def _label(sweep: Sweep, grid: VoxelGrid) -> Occupancy:
+    index = np.array([1, 2, 40], np.int32)
+    observed = np.zeros(grid.num_voxels, dtype=bool)
+    observed[index] = True
+    return Occupancy(sweep.sequence_id, sweep.frame_id, index, np.array([1, 2, 3], np.uint8), pack_bits(observed))
+
+
 def epoch(reader: ShardReader, seed: int) -> list[int]:
     """Read all frames in a random order and return the number of each."""
     order = np.random.default_rng(seed).permutation(SHARDS * ROWS)
@@ -100,6 +132,29 @@ def test_the_second_epoch_asks_the_store_for_nothing(
     assert sorted(epoch(second, seed=1)) == sorted(numbers)
     assert asked(server) == {}
     assert second.traffic == Traffic(hits=second.traffic.hits, bytes_from_cache=first.traffic.bytes_from_cache)
+
+
+def test_a_second_epoch_of_training_reads_no_shard_from_the_store(
+    server: FaultyStore, bucket: str, config: CacheConfig
+) -> None:
+    uri = f"{bucket}/dataset"
+    write_dataset(uri)
+    data = DataConfig(features=("x", "y", "z"))
+
+    def of_shards(epoch: int, cache: CacheConfig | None) -> tuple[list[Batch], int]:
+        server.requests.clear()
+        batches = list(iterate(uri, data, seed=0, epoch=epoch, global_batch_size=2, cache=cache))
+        return batches, sum("/shards/" in request.path for request in server.requests)
+
+    batches, requests = of_shards(0, config)
+    assert requests == 4 * 3  # sweeps and labels of two logs: asked about, fetched, asked about again
+    assert of_shards(1, config)[1] == 0
+    plain, requests = of_shards(0, None)
+    assert requests > 0
+    assert [batch.frames for batch in batches] == [batch.frames for batch in plain]
+    for cached, direct in zip(batches, plain, strict=True):
+        np.testing.assert_array_equal(cached.points, direct.points)
+        np.testing.assert_array_equal(cached.occupancy_index, direct.occupancy_index)
 
 
 def test_the_next_run_asks_for_each_shard_once_and_fetches_what_was_written_again(
