@@ -1,18 +1,20 @@
 import dataclasses
-import json
 import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import fsspec
 import numpy as np
 import pytest
 import torch
-from torch import distributed, multiprocessing
 
 from spot_ray.operators.batch import SkippedFrame
 from spot_ray.operators.pack import STAGES
 from spot_ray.storage.cache import Traffic
+from spot_ray.train import metrics
 from spot_ray.train.metrics import MetricsWriter, StepMeter, StepReport, StepResult, read_metrics, voxel_counts
 from spot_ray.train.skipped import SKIPPED_FILE, SkippedSample, read_skipped
 
@@ -126,15 +128,40 @@ def test_figures_of_nothing_but_skipped_samples_have_no_means(toy: ModuleType) -
     )
 
 
-def test_two_workers_tell_the_sum(toy: ModuleType, tmp_path: Path) -> None:
+class Meeting:
+    """Stands for `torch.distributed` between two threads."""
+
+    def __init__(self) -> None:
+        self._barrier = threading.Barrier(2, timeout=30)
+        self._brought: list[Any] = []
+
+    def _exchange(self, item: Any) -> list[Any]:
+        self._barrier.wait()
+        self._brought.append((threading.current_thread().name, item))
+        self._barrier.wait()
+        brought = [each for _, each in sorted(self._brought, key=lambda pair: pair[0])]
+        if self._barrier.wait() == 0:
+            self._brought.clear()
+        self._barrier.wait()
+        return brought
+
+    def all_reduce(self, tensor: torch.Tensor) -> None:
+        tensor.copy_(sum(self._exchange(tensor.clone())))
+
+    def all_gather_object(self, parts: list[Any], mine: Any) -> None:
+        parts[:] = self._exchange(mine)
+
+
+def test_two_workers_tell_the_sum(toy: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "dist", Meeting())
     reports = [
         [report(toy, size=2, seconds=2.0, waited=1.0, num_ready=1, read_s=0.030, skipped=("b/2",))],
         [report(toy, size=2, seconds=2.0, waited=0.0, num_ready=2, read_s=0.060, traffic=Traffic(bytes_direct=9000))],
     ]
     reports[1].append(report(toy, step=2, size=1, seconds=4.0, waited=1.0, num_ready=6, skipped=("a/1",)))
     reports[0].append(report(toy, step=2, size=1, seconds=4.0, waited=1.0, num_ready=0, read_s=0.030))
-    multiprocessing.start_processes(tell, (reports, str(tmp_path)), nprocs=2, start_method="fork")
-    told = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
+    with ThreadPoolExecutor(2) as pool:
+        told = list(pool.map(tell, reports))
     assert told[0] == told[1]
     figures, skipped = told[0]
     # Rank 0 prepared 1 + 1 samples, rank 1 2 + 0. Both took 2 + 4 s, and waited 1 + 1 s and 0 + 1 s.
@@ -148,19 +175,15 @@ def test_two_workers_tell_the_sum(toy: ModuleType, tmp_path: Path) -> None:
         "samples_per_second": 4 / 6,
     }
     assert {name: figures[name] for name in expected} == pytest.approx(expected)
-    assert skipped == [[1, 0, "b/2", 1, "broken"], [2, 0, "a/1", 1, "broken"]]
+    assert skipped == (SkippedSample(1, 0, "b/2", 1, "broken"), SkippedSample(2, 0, "a/1", 1, "broken"))
 
 
-def tell(rank: int, reports: list[list[StepReport]], folder: str) -> None:
-    """Write what one of two workers tells."""
-    distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
+def tell(reports: list[StepReport]) -> tuple[dict[str, float], tuple[SkippedSample, ...]]:
+    """Return what one of two workers tells."""
     meter = StepMeter(class_names=("car", "road"), device="cpu", world_size=2)
-    for each in reports[rank]:
+    for each in reports:
         meter.add(result(1.0, float(each.num_prepared), [[0, 0, 0]] * 3), each)
-    figures = meter.figures()
-    skipped = [dataclasses.astuple(sample) for sample in meter.take_skipped()]
-    Path(folder, f"{rank}.json").write_text(json.dumps([figures, skipped]))
-    distributed.destroy_process_group()
+    return meter.figures(), meter.take_skipped()
 
 
 def test_a_resumed_writer_drops_the_lines_it_will_repeat(tmp_path: Path) -> None:
