@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import importlib.util
 import logging
 import os
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -17,6 +20,9 @@ if TYPE_CHECKING:
 
 _CHATTY_LOGGERS = ("ray.data._internal.execution.streaming_executor", "ray.data._internal.progress")
 """Loggers that tell of every pipeline's start and end: two lines an epoch and worker amid the training's progress."""
+
+_DATA_THREADS = ("StreamingExecutor", "iter_threaded", "Prefetcher")
+"""Threads of Ray Data, by their names: closing an iterator tells them to end and does not wait for it."""
 
 
 def has_ray(num_workers: int | None) -> bool:
@@ -69,7 +75,19 @@ def ray_session(*, spare_cpus: int = 0) -> Iterator[bool]:
     try:
         yield not address
     finally:
+        _wait_for_data_threads()
         ray.shutdown()
+
+
+def _wait_for_data_threads(patience_s: float = 10.0) -> None:
+    """Wait until iterators over data that were closed are at rest: one that talks to an ended Ray ends the process."""
+    deadline = time.monotonic() + patience_s
+    while time.monotonic() < deadline:
+        gc.collect()  # some end when what they serve is collected
+        threads = [thread for thread in threading.enumerate() if thread.name.startswith(_DATA_THREADS)]
+        if not threads:
+            return
+        threads[0].join(timeout=0.1)
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import json
 import weakref
@@ -274,6 +275,9 @@ class BatchStream(Iterator[Batch]):
         if self._with_ray:
             if not self._has_session:
                 self._session.enter_context(ray_session())
+                # Ray ends by itself when the interpreter does, before finalizers run that are older than Ray's import.
+                atexit.register(self._finalizer)
+                self._session.callback(atexit.unregister, self._finalizer)
                 self._has_session = True
             feed = stream(self._mixture, state.data, **plan, **self._ray_options, prefetch_batches=self._depth)
         else:

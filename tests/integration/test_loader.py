@@ -37,6 +37,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning"
 CONFIG = spot_ray.DataConfig(features=("x", "y", "z"), labels=None)
 SIZE = 4
 SAVED_AT, KILLED_AT = 3, 5  # of eight steps
+# For a Ray of its own, not that of the other tests.
+ENVIRONMENT = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
 SCRIPT = Path(__file__).parents[2] / "jobs" / "plain_torch.py"
 
 
@@ -126,14 +128,43 @@ def test_killed_in_the_middle_and_resumed_by_more_workers(uri: str, tmp_path: Pa
     assert sorted(seen) == sorted(sample for batch in whole for sample in samples_of(batch))
 
 
+LEFT_EARLY = """
+import gc, sys
+import ray
+import spot_ray
+
+config = spot_ray.DataConfig(features=("x", "y", "z"), labels=None)
+for closed in (True, False):
+    stream = spot_ray.stream(sys.argv[1], config, seed=3, global_batch_size=4)
+    assert next(stream).step == 0
+    assert ray.is_initialized()
+    if closed:
+        stream.close()
+        gc.collect()
+        assert not ray.is_initialized()
+print("at its end")
+"""
+
+
+def test_a_stream_that_is_left_early_leaves_nothing_behind(uri: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", LEFT_EARLY, uri],
+        capture_output=True,
+        text=True,
+        env=ENVIRONMENT,
+        timeout=240,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, "at its end\n"), done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_the_script_that_shows_it(tmp_path: Path) -> None:
     data = str(tmp_path / "city")
     synthesize(data, preset="nuscenes", num_sequences=2, num_frames=2)
     label_in_process(data, config=LabelConfig())
     command = [sys.executable, str(SCRIPT), "--data", data, "--steps", "6", "--checkpoint", str(tmp_path / "plain.pt")]
-    # A Ray of its own, not that of the other tests.
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, timeout=240, check=False)
     assert done.returncode == 0, done.stderr
     counts = r"(\d+) points, (\d+) boxes, (\d+) occupied voxels, loss \d+\.\d+"
     pattern = r"epoch (\d), step (\d), (\d) left: (.+): " + counts

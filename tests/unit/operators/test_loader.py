@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import spot_ray
-from spot_ray.errors import ConfigError, DataError
+from spot_ray.errors import ConfigError, DataError, InstallError
 from spot_ray.geometry.grid import VoxelGrid
 from spot_ray.operators.config import AugmentConfig, BalanceConfig, DataConfig
 from spot_ray.operators.loader import BatchStream
@@ -217,6 +217,15 @@ def running():
 def test_there_is_no_rank_beyond_the_world(uri):
     with pytest.raises(ConfigError, match="rank is 2 of 2"):
         open_stream(uri, rank=2, world_size=2)
+
+
+def test_ray_is_asked_for_only_where_it_is(uri, monkeypatch):
+    monkeypatch.setattr("spot_ray.operators.loader.has_ray", lambda _: False)
+    with pytest.raises(InstallError, match="Ray is not installed"):
+        open_stream(uri, with_ray=True)
+    monkeypatch.setattr("spot_ray.operators.loader.stream", None)
+    with open_stream(uri, with_ray=None) as stream:
+        assert len(list(stream)) == 4
 
 
 def test_without_occupancy_labels(tmp_path):
