@@ -218,7 +218,7 @@ class ShardCache:
 
     def _fetch_or_check(self, key: str, uri: str) -> CachedFile | None:
         file, note = self._folder.pin(key), self._folder.read_note(key)
-        if file is None and note is not None and any(stamp.startswith(self._config.run) for stamp in note.stamps):
+        if file is None and note is not None and any(stamp.startswith(f"{self._config.run} ") for stamp in note.stamps):
             self._passed_over.add(key)
             self._count(direct=1)
             return None

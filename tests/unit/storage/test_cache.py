@@ -227,7 +227,7 @@ def test_what_a_run_had_to_let_go_it_reads_from_the_store(store: Store, config: 
     assert [read(cache, uri) is None for uri in places * 2] == [True, False, False] * 2
     assert store.asked() == []
     assert cache.traffic.direct == 2
-    assert read(ShardCache(replace(config, run="run-2")), places[0]) == bytes(1000)
+    assert read(ShardCache(replace(config, run="run")), places[0]) == bytes(1000)
     assert sorted(store.asked()) == ["GET a", "INFO a", "INFO a"]
 
 
