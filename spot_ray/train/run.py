@@ -92,6 +92,11 @@ class Run:
         """Return its datasets as one."""
         return open_mixture(self.record.sources, labels=self.config.data.labels)
 
+    def build_planner(self, mixture: Mixture) -> Planner:
+        """Return what plans its epochs."""
+        train = self.config.train
+        return Planner(mixture, self.config.data, seed=train.seed, global_batch_size=train.global_batch_size)
+
     def build_model(self) -> OccupancyModel:
         """Return the network with fresh weights."""
         return build_model(

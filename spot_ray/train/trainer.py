@@ -188,6 +188,7 @@ def _work(options: dict[str, Any]) -> dict[str, Any]:
         torch.set_num_threads(max(1, num_cores() // context.get_local_world_size()))
 
     mixture = run.open_mixture()
+    planner = run.build_planner(mixture)
 
     def batches(epoch: int, start_step: int) -> Iterable[Batch]:
         return stream(
@@ -200,6 +201,7 @@ def _work(options: dict[str, Any]) -> dict[str, Any]:
             world_size=world_size,
             global_batch_size=run.config.train.global_batch_size,
             start_step=start_step,
+            planner=planner,
             cache=orders.cache,
         )
 

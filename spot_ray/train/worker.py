@@ -188,6 +188,7 @@ def pretrain_here(
     """
     run, _ = prepare_run(config, data=data, out=out, init=init, resume=resume)
     mixture = run.open_mixture()
+    planner = run.build_planner(mixture)
 
     def batches(epoch: int, start_step: int) -> Iterable[Batch]:
         return iterate(
@@ -198,6 +199,7 @@ def pretrain_here(
             epoch=epoch,
             global_batch_size=config.train.global_batch_size,
             start_step=start_step,
+            planner=planner,
             cache=cache,
         )
 
