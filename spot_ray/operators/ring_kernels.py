@@ -108,7 +108,7 @@ def sharpness(level, inverse, sector, heights, low, step, size):  # type: ignore
         size: Number of bins.
     """
     score = np.zeros(len(heights), np.int64)
-    counts = np.empty((SECTORS, size), np.int32)
+    counts = np.empty((SECTORS, size), np.int16)
     per_step = 1.0 / step
     for k in range(len(heights)):
         counts[:] = 0
@@ -123,7 +123,7 @@ def sharpness(level, inverse, sector, heights, low, step, size):  # type: ignore
     return score
 
 
-@numba.njit(cache=True, nogil=True)
+@numba.njit(cache=True, nogil=True, error_model="numpy", fastmath=True)
 def steps_between_sectors(level, inverse, sector, height, low, step, size, reach):  # type: ignore[no-untyped-def]
     """Return how much higher the beams lie in each sector than in the one before, in bins, and how sure that is.
 
@@ -140,20 +140,22 @@ def steps_between_sectors(level, inverse, sector, height, low, step, size, reach
     Returns:
         (SECTORS,) bins, and (SECTORS,) weights: the products of the histograms there.
     """
-    counts = np.zeros((SECTORS, size))
+    counts = np.zeros((SECTORS, size), np.float32)
     for i in range(len(level)):
         place = (level[i] - height * inverse[i] - low) / step
         if 1.0 <= place < size - 1:
             j = int(place)
-            counts[sector[i], j] += 2.0
-            counts[sector[i], j - 1] += 1.0
-            counts[sector[i], j + 1] += 1.0
+            counts[sector[i], j] += np.float32(2.0)
+            counts[sector[i], j - 1] += np.float32(1.0)
+            counts[sector[i], j + 1] += np.float32(1.0)
     moved, weight = np.zeros(SECTORS), np.zeros(SECTORS)
     for s in range(SECTORS):
+        before = counts[s - 1, reach : size - reach]
         for by in range(-reach, reach + 1):
-            product = 0.0
-            for j in range(reach, size - reach):
-                product += counts[s - 1, j] * counts[s, j + by]
+            own = counts[s, reach + by : size - reach + by]
+            product = np.float32(0.0)
+            for j in range(len(before)):
+                product += before[j] * own[j]
             if product > weight[s]:
                 weight[s], moved[s] = product, by
     return moved, weight

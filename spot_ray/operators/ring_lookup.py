@@ -1,4 +1,4 @@
-"""The compiled steps of :mod:`spot_ray.operators.rings` that tell every point's beam, when the beams are found."""
+"""The compiled steps of :mod:`spot_ray.operators.rings` that tell every point's ring, when the beams are found."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 _NEAR = 65535
-"""The beam of a point that is too near to the sensor."""
+"""The ring of a point that is too near to the sensor."""
 
 _JOIN = 3
 """Beams beside another block that a point of it may seem to be of, seen from the wrong height."""
@@ -20,7 +20,7 @@ _CHUNK = 1024
 
 @functools.cache
 def directions(size: int) -> npt.NDArray[np.float64]:
-    """Return the (3, size) cos α, sin α and τ in the middle of the entries that :func:`classify` looks up.
+    """Return the (3, size) cos α, sin α and τ in the middle of the entries that :func:`nearest_rings` looks up.
 
     It counts directions by y / (|x| + |y|), which needs no arc tangent: from -x over -y, x and y round to -x.
     """
@@ -32,8 +32,8 @@ def directions(size: int) -> npt.NDArray[np.float64]:
 
 
 @numba.njit(cache=True, nogil=True, error_model="numpy", fastmath=True)
-def classify(xyz, lidar_SE3_ego, shift, tilt, height, tangent, first, step, nearest_m):  # type: ignore[no-untyped-def]
-    """Return the (N,) uint16 beam of each point, counted from the lowest; 65535 for a point that is too near.
+def nearest_rings(xyz, lidar_SE3_ego, shift, tilt, height, tangent, first, ring, step, nearest_m):  # type: ignore[no-untyped-def]
+    """Return the (N,) uint16 ring of each point: that of the nearest beam; 65535 for a point that is too near.
 
     Args:
         xyz: (N, 3) float32, ego frame.
@@ -43,6 +43,7 @@ def classify(xyz, lidar_SE3_ego, shift, tilt, height, tangent, first, step, near
         height: (K,) heights of the blocks' origins.
         tangent: (B,) beams, ascending.
         first: (K + 1,) first beam of each block, and B.
+        ring: (B,) uint16 ring number of each beam.
         step: Step of the table over tan θ.
         nearest_m: Horizontal distance below which a point is too near.
     """
@@ -94,38 +95,41 @@ def classify(xyz, lidar_SE3_ego, shift, tilt, height, tangent, first, step, near
                 t = level - heights[k] * u
                 b = table[k, np.int32(max(min((t - low32) * per_step, last), zero))]
                 if inner_low[k] <= b < inner_high[k]:
-                    result[start + j] = b
+                    result[start + j] = ring[b]
                     break
                 away = abs(t - beams[b])
                 if away < closest:
                     closest = away
-                    result[start + j] = b
+                    result[start + j] = ring[b]
     return result
 
 
 @numba.njit(cache=True, nogil=True)
-def fill_near(beam, num_beams):  # type: ignore[no-untyped-def]
-    """Replace the beams of points that were too near by what their place between others tells, in place.
+def fill_near(ring, num_beams):  # type: ignore[no-untyped-def]
+    """Replace the rings of points that were too near by what their place between others tells, in place.
 
     Args:
-        beam: (N,) uint16 in file order, 65535 where too near.
+        ring: (N,) uint16 in file order, 65535 where too near.
         num_beams: Number of beams.
     """
     i = 0
-    while i < len(beam):
-        if beam[i] != _NEAR:
+    while i < len(ring):
+        if ring[i] != _NEAR:
             i += 1
             continue
         until = i
-        while until < len(beam) and beam[until] == _NEAR:
+        while until < len(ring) and ring[until] == _NEAR:
             until += 1
-        before = int(beam[i - 1]) if i > 0 else -1
-        after = int(beam[until]) if until < len(beam) else -1
-        steps = until - i + 1
+        before = int(ring[i - 1]) if i > 0 else -1
+        after = int(ring[until]) if until < len(ring) else -1
         way = 0
-        if before >= 0 and after >= 0 and before != after:
-            way = 1 if (after - before - steps) % num_beams == 0 else -1
+        if before >= 0 and after >= 0:
+            places = until - i + 1
+            if (after - before - places) % num_beams == 0:
+                way = 1
+            elif (after - before + places) % num_beams == 0:
+                way = -1
         start = before if before >= 0 else max(after, 0)
         for j in range(i, until):
-            beam[j] = (start + way * (j - i + 1)) % num_beams
+            ring[j] = (start + way * (j - i + 1)) % num_beams
         i = until

@@ -145,12 +145,12 @@ def rings_of(xyz: npt.NDArray[np.float32], spec: LidarSpec, beams: Beams) -> npt
     """
     layout = _layout(spec)
     shift, tilt = _by_direction(beams.parameters)
-    beam = ring_lookup.classify(
+    ring = ring_lookup.nearest_rings(
         np.ascontiguousarray(xyz, np.float32), se3.invert(spec.pose), shift, tilt, beams.parameters[kernels.SHARED :],
-        beams.tangent, layout.first, _BIN, _NEAREST_M,
+        beams.tangent, layout.first, layout.ring, _BIN, _NEAREST_M,
     )  # fmt: skip
-    ring_lookup.fill_near(beam, spec.num_beams)
-    return layout.ring[beam]
+    ring_lookup.fill_near(ring, spec.num_beams)
+    return ring
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,6 +197,7 @@ def _fit(points: Float, layout: _Layout) -> Beams:
     num_blocks = len(first) - 1
     parameters = np.zeros(kernels.SHARED + num_blocks)
     known = np.zeros(num_blocks, dtype=bool)
+    prior = (_NOISE / np.concatenate([_PRIOR, np.full(num_blocks, _PRIOR_HEIGHT_M)])) ** 2
     # The most level block first: far points are on it.
     level = [np.abs(tangent[low:high]).min() for low, high in itertools.pairwise(first)]
     for block in np.argsort(level, kind="stable"):
@@ -207,11 +208,10 @@ def _fit(points: Float, layout: _Layout) -> Beams:
         unknown = kernels.unknown(points, parameters, tangent, known, first, expected.steady(shifts[0]))
         if is_first:
             parameters[height] = expected.sharpest(unknown, _HEIGHTS_M)
+            parameters[_TILT] = expected.tilt(unknown, parameters[height])
         else:
             beside = float(parameters[kernels.SHARED :][known].mean())
             parameters[height] = expected.sharpest(unknown, beside + _BESIDE_M, 0.5 * (_BESIDE_M / _LIKELY_M) ** 2)
-        if is_first:
-            parameters[_TILT] = expected.tilt(unknown, parameters[height])
         # Found twice: first from the points that can be used already, then from all.
         for stages in (shifts, shifts[-1:]):
             known[block] = False
@@ -219,7 +219,7 @@ def _fit(points: Float, layout: _Layout) -> Beams:
             tangent[own] = expected.place(unknown, parameters[height])
             known[block] = True
             for shift in stages:
-                _refine(points, tangent, parameters, known, first, shift)
+                _refine(points, tangent, parameters, known, first, shift, prior)
     # In order, whatever became of beams without points.
     return Beams(np.maximum.accumulate(tangent), parameters)
 
@@ -287,17 +287,18 @@ class _Expected:
 
 def _refine(
     points: Float, tangent: Float, parameters: Float, known: npt.NDArray[np.bool_], first: npt.NDArray[np.int64],
-    shift: float,
+    shift: float, prior: Float,
 ) -> None:  # fmt: skip
-    """Improve the beams and parameters of the known blocks by one step of least squares, in place."""
-    num = len(parameters)
+    """Improve the beams and parameters of the known blocks by one step of least squares, in place.
+
+    The parameters' own weights `prior` hold those that no point tells of.
+    """
     count, residual, basis, normal, right = kernels.accumulate(points, tangent, parameters, known, first, shift)
     # Each beam's own tangent is eliminated: its best value is the mean of what the parameters leave.
     held = np.maximum(count, 1.0)
     normal -= basis.T @ (basis / held[:, None])
     right -= basis.T @ (residual / held)
-    prior = np.concatenate([_PRIOR, np.full(num - kernels.SHARED, _PRIOR_HEIGHT_M)])
-    normal[np.diag_indices(num)] += (_NOISE / prior) ** 2
+    normal.flat[:: len(normal) + 1] += prior
     change = np.linalg.solve(normal, right)
     parameters += change
     tangent += (residual - basis @ change) / held
