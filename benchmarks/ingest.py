@@ -55,8 +55,8 @@ from ingest_frames import BATCH_SIZE, Size, prepare
 from ingest_scale import GPUS_A_NODE, LIMITS, SAMPLES_A_GPU, cost, scale
 
 HERE = Path(__file__).resolve().parent
-DEFAULT = Size(points=180_000, drives=2, sweeps=8, copies=6, epochs=3)
-FULL = Size(points=180_000, drives=3, sweeps=12, copies=12, epochs=6)
+DEFAULT = Size(points=180_000, drives=2, sweeps=8, copies=8, epochs=3)
+FULL = Size(points=180_000, drives=3, sweeps=12, copies=14, epochs=4)
 GOALS = {"ratio_to_dataloader": 1.5, "ratio_to_dataloader_with_voxels": 4.0, "share_of_floor": 0.6}
 TUNED = ("ours", "dataloader", "dataloader_with_voxels", "dataloader_shipped", "streaming")
 """Those that have a number of workers to choose; ours is measured with both in every round."""
@@ -97,7 +97,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     known = os.environ.get("SPOT_RAY_STREAMING_PYTHON", str(own) if own.exists() else None)
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", action="store_true", help="print the JSON object only")
-    parser.add_argument("--full", action="store_true", help=f"{FULL.frames} frames and five rounds")
+    parser.add_argument("--full", action="store_true", help=f"{FULL.frames} frames and three rounds")
     parser.add_argument("--keep", type=Path, help="folder that keeps the frames, or has them")
     parser.add_argument("--streaming-python", default=known, help="interpreter of MosaicML Streaming's environment")
     parser.add_argument("--against", metavar="MODULE:LOADER", help="a loader of your own")
@@ -157,7 +157,7 @@ def _turn(entry: Entry, folder: Path, epoch: int, options: argparse.Namespace) -
 def _check_same(found: Sequence[Found]) -> None:
     """Check that all delivered as many samples and points in a round."""
     counts = {(one["samples"], one["points"]) for one in found}
-    assert len(counts) == 1, f"contenders delivered different samples: (samples, points) {counts}"
+    assert len(counts) <= 1, f"contenders delivered different samples: (samples, points) {counts}"
 
 
 def _per_cpu_s(found: Found) -> float:
@@ -296,12 +296,18 @@ def _print(report: Found) -> None:
         print(f"  {stage:44}{milliseconds:7.2f}")
     print(f"\nOn paper, {SAMPLES_A_GPU} samples a second and GPU, {GPUS_A_NODE} GPUs a node:")
     for row in report["scale"]["rows"]:
+        direct, cached = row["without_a_cache"], row["with_a_cache"]
         print(
             f"  {row['gpus']:4} GPUs, {row['frames']:11,} frames: {row['cores']:5} cores, bucket "
-            f"{row['bucket_gb_per_s']:6.2f} GB/s, {row['needs']['requests a second']:9,.0f} requests/s, epoch "
-            f"{row['epoch_s']:9,.1f} s, plan {row['plan_s']:6.1f} s and {row['needs']['memory a node, GB']:5.0f} GB a "
-            f"node; breaks first: {row['breaks_first']}, with a warm cache: {row['breaks_first_with_a_warm_cache']}"
+            f"{row['bucket_gb_per_s']:6.2f} GB/s, {direct['needs']['requests a second']:9,.0f} requests/s, epoch "
+            f"{row['epoch_s']:9,.1f} s, plan {row['plan_s']:6.1f} s and {direct['needs']['memory a node, GB']:5.1f} GB "
+            f"a node; nearest to its limit: {_nearest(direct)}, with a cache {_nearest(cached)}"
         )
+
+
+def _nearest(pressed: Mapping[str, Any]) -> str:
+    need = pressed["breaks_first"]
+    return f"{need} ({pressed['times_the_limit'][need]:g} times)"
 
 
 if __name__ == "__main__":

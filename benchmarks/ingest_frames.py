@@ -1,7 +1,7 @@
 """The frames that all contenders of `ingest.py` read: written once, in each one's own form, with the same content.
 
-Sweeps are those of the synthetic city with a Waymo-like LiDAR, labels those of this platform's labeller. A few drives
-are made; every other frame is a copy under another id, in files of its own. A folder holds then
+Sweeps are those of the synthetic city with a Waymo-like LiDAR, labels those of this platform's labeller. A few short
+drives are made, and each is written again and again as one log. A folder holds then
 
     dataset/                                    ours: Parquet
     000000.points.npy, .ring.npy, .labels.npy   a frame's arrays, see `ingest_numpy.py`
@@ -9,7 +9,9 @@ are made; every other frame is a copy under another id, in files of its own. A f
     boxes.npz                                   the boxes of all frames
     draws-0.npz …                               what is drawn in an epoch, told from what our operators do
 
-All values are those that our storage gives back, so that nobody else has to round anything.
+All values are those that our storage gives back, so that nobody else has to round anything. All files are read from the
+page cache. There are many times more different frames than a processor's cache holds, so that it does not matter that
+the arrays of a repeated frame are links to one file, which saves memory.
 """
 
 from __future__ import annotations
@@ -55,8 +57,8 @@ class Size:
     Args:
         points: Points a sweep, about.
         drives: Different drives.
-        sweeps: Sweeps a drive.
-        copies: How often each drive is there.
+        sweeps: Different sweeps a drive.
+        copies: How often they follow each other in its log.
         epochs: Epochs for which draws are written.
     """
 
@@ -82,8 +84,8 @@ def prepare(folder: Path, size: Size) -> None:
     uri = str(folder / "dataset")
     with tempfile.TemporaryDirectory() as scratch:
         _write_drives(scratch, size)
-        _copy(scratch, uri, size)
-    _write_arrays(folder, uri)
+        _lengthen(scratch, uri, size)
+    _write_arrays(folder, uri, size)
     for epoch in range(size.epochs):
         np.savez(folder / f"draws-{epoch}.npz", **_draws(uri, epoch))
     done.write_text(repr(size))
@@ -103,39 +105,43 @@ def _write_drives(uri: str, size: Size) -> None:
     label_dataset(uri, config=LabelConfig(), num_workers=1)
 
 
-def _copy(source: str, uri: str, size: Size) -> None:
-    dataset, labels = open_dataset(source), open_occupancy(source, "default")
-    drives = {name: [dataset[i] for i in dataset.frames_of(name)] for name in dataset.sequences}
+def _lengthen(source: str, uri: str, size: Size) -> None:
+    """Write each drive again and again as one log: what a file costs has to be shared by as many frames as usual."""
+    dataset, labels = open_dataset(source), open_occupancy(source, CONFIG.labels)
+    logs = {name: [dataset[i] for i in dataset.frames_of(name)] * size.copies for name in dataset.sequences}
     with DatasetWriter.of(uri, dataset.info) as writer:
-        for copy in range(size.copies):
-            for name, sweeps in drives.items():
-                for sweep in sweeps:
-                    writer.add(dataclasses.replace(sweep, sequence_id=f"{name}-{copy:03d}"))
+        for sweeps in logs.values():
+            for k, sweep in enumerate(sweeps):
+                writer.add(dataclasses.replace(sweep, frame_id=f"{k:06d}", timestamp_ns=k * 100_000_000))
     with OccupancyWriter(uri, labels.info) as writer:
-        for copy in range(size.copies):
-            for name, sweeps in drives.items():
-                known = (labels.get(name, sweep.frame_id) for sweep in sweeps)
-                own = f"{name}-{copy:03d}"
-                writer.add_sequence(own, [dataclasses.replace(label, sequence_id=own) for label in known])
+        for name, sweeps in logs.items():
+            known = (labels.get(name, sweep.frame_id) for sweep in sweeps)
+            writer.add_sequence(
+                name, (dataclasses.replace(label, frame_id=f"{k:06d}") for k, label in enumerate(known))
+            )
 
 
-def _write_arrays(folder: Path, uri: str) -> None:
-    dataset, labels = open_dataset(uri), open_occupancy(uri, "default")
+def _write_arrays(folder: Path, uri: str, size: Size) -> None:
+    dataset, labels = open_dataset(uri), open_occupancy(uri, CONFIG.labels)
     class_of_source = dataset.info.taxonomy.lookup()
     boxes = []
     for i in range(len(dataset)):
         sweep = dataset.read(i, ("intensity", "elongation", "ring", "boxes"))
-        occupancy = labels.get(sweep.sequence_id, sweep.frame_id)
-        dense = occupancy.dense(labels.info.grid)
+        own = sweep.boxes or Boxes.empty()
+        boxes.append(np.column_stack([own.boxes, class_of_source[own.source_class]]).astype(np.float32))
+        at = i - dataset.frames_of(sweep.sequence_id).start
+        if at >= size.sweeps:
+            for kind in ("points.npy", "ring.npy", "labels.npy", "labels.npz"):
+                (folder / f"{i:06d}.{kind}").hardlink_to(folder / f"{i - size.sweeps:06d}.{kind}")
+            continue
+        dense = labels.get(sweep.sequence_id, sweep.frame_id).dense(labels.info.grid)
+        observed = dense != IGNORE
         stem = str(folder / f"{i:06d}")
         assert sweep.ring is not None
         np.save(f"{stem}.points.npy", point_features(sweep, CONFIG.features, dataset.info.rig))
         np.save(f"{stem}.ring.npy", sweep.ring.astype(np.uint8))
         np.save(f"{stem}.labels.npy", dense)
-        observed = dense != IGNORE
         np.savez_compressed(f"{stem}.labels.npz", semantics=np.where(observed, dense, 0), mask_lidar=observed)
-        own = sweep.boxes or Boxes.empty()
-        boxes.append(np.column_stack([own.boxes, class_of_source[own.source_class]]).astype(np.float32))
     offsets = np.cumsum([0, *map(len, boxes)])
     np.savez(folder / "boxes.npz", boxes=np.concatenate(boxes), offsets=offsets)
 

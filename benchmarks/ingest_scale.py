@@ -44,6 +44,7 @@ LIMITS = {
     "cores a node": 192,
     "memory a node, GB": 2000,
     "network a node, GB/s": 12.5,
+    "disk a node, TB": 30,
     "requests a second": 5500,
     "planning, share of an epoch": 0.02,
 }
@@ -63,7 +64,8 @@ class Cost:
     Args:
         cpu_s: CPU seconds, all processes.
         stored_bytes: Bytes that are read from the store.
-        requests: Requests to the store, where files stay open.
+        shard_bytes: Bytes that its files have for each frame: what a cache fetches.
+        requests: Requests to the store without a cache, where files stay open.
         packed_bytes: Bytes that cross Ray's object store to the training worker.
         plan_s: Seconds that a worker takes a planned frame before an epoch's first batch.
         plan_bytes: Bytes that a worker holds for it.
@@ -71,6 +73,7 @@ class Cost:
 
     cpu_s: float
     stored_bytes: float
+    shard_bytes: float
     requests: float
     packed_bytes: float
     plan_s: float
@@ -79,49 +82,60 @@ class Cost:
 
 def cost(uri: str, cpu_s: float) -> Cost:
     """Return what a sample of a dataset costs."""
-    stored_bytes, requests = _stored(uri)
+    stored_bytes, shard_bytes, requests = _stored(uri)
     batches = list(itertools.islice(_batches(uri), 8))
     packed = [np.asarray(value).nbytes for batch in batches for value in vars(batch).values() if _is_array(value)]
     plan_s, plan_bytes = _planning(uri)
-    return Cost(cpu_s, stored_bytes, requests, sum(packed) / len(batches) / BATCH_SIZE, plan_s, plan_bytes)
+    return Cost(cpu_s, stored_bytes, shard_bytes, requests, sum(packed) / len(batches) / BATCH_SIZE, plan_s, plan_bytes)
 
 
 def scale(one: Cost) -> list[dict[str, Any]]:
-    """Return what so many GPUs need for a dataset of so many frames, and which need meets its limit first."""
+    """Return what so many GPUs need for a dataset of so many frames, and which need comes nearest to its limit."""
     rows = []
     for gpus, (name, frames) in itertools.product(GPUS, FRAMES.items()):
         nodes, rate = gpus / GPUS_A_NODE, gpus * SAMPLES_A_GPU
-        needs = {
+        epoch_s = frames / rate
+        always = {
             "cores a node": rate * one.cpu_s / nodes,
             "memory a node, GB": frames * one.plan_bytes * GPUS_A_NODE / 1e9,
+            "planning, share of an epoch": frames * one.plan_s / epoch_s,
+        }
+        direct = {
             "network a node, GB/s": rate * one.stored_bytes / nodes / 1e9,
             "requests a second": rate * one.requests,
-            "planning, share of an epoch": frames * one.plan_s / (frames / rate),
         }
-        pressure = {need: value / LIMITS[need] for need, value in needs.items()}
-        cached = {need: value for need, value in pressure.items() if need not in _FROM_THE_BUCKET}
+        # Samples are dealt out to workers, not shards: a node needs some frame of nearly every shard.
+        shards = frames * one.shard_bytes / 1e12
+        touched = 1 - (1 - 1 / nodes) ** _FRAMES_A_SEQUENCE
+        fits = touched * shards <= LIMITS["disk a node, TB"]
+        cached = {} if fits else {"network a node, GB/s": touched * shards * 1e3 / epoch_s}
         rows.append(
             {
                 "gpus": gpus,
                 "frames": frames,
                 "dataset": name,
                 "samples_per_s": rate,
-                "epoch_s": round(frames / rate, 1),
+                "epoch_s": round(epoch_s, 1),
                 "cores": round(rate * one.cpu_s),
                 "bucket_gb_per_s": round(rate * one.stored_bytes / 1e9, 2),
                 "object_store_gb_per_s_a_node": round(rate * one.packed_bytes / nodes / 1e9, 2),
-                "dataset_gb": round(frames * one.stored_bytes / 1e9),
                 "plan_s": round(frames * one.plan_s, 1),
-                "needs": {need: float(f"{value:.3g}") for need, value in needs.items()},
-                "times_the_limit": {need: float(f"{value:.2g}") for need, value in pressure.items()},
-                "breaks_first": max(pressure, key=pressure.__getitem__),
-                "breaks_first_with_a_warm_cache": max(cached, key=cached.__getitem__),
+                "fits_a_nodes_disk": fits,
+                "without_a_cache": _pressed(always | direct),
+                "with_a_cache": _pressed(always | cached),
             }
         )
     return rows
 
 
-_FROM_THE_BUCKET = ("network a node, GB/s", "requests a second")
+def _pressed(needs: dict[str, float]) -> dict[str, Any]:
+    """Return needs, how many times their limits they are, and the one that is most."""
+    times = {need: value / LIMITS[need] for need, value in needs.items()}
+    return {
+        "needs": {need: float(f"{value:.3g}") for need, value in needs.items()},
+        "times_the_limit": {need: float(f"{value:.2g}") for need, value in times.items()},
+        "breaks_first": max(times, key=times.__getitem__),
+    }
 
 
 def _is_array(value: object) -> bool:
@@ -134,19 +148,19 @@ def _batches(uri: str, world_size: int = 1) -> Any:
     )
 
 
-def _stored(uri: str) -> tuple[float, float]:
-    """Return the mean bytes and requests a frame, of its sweep and its labels."""
+def _stored(uri: str) -> tuple[float, float, float]:
+    """Return the mean bytes that are read, bytes of files, and requests a frame, of its sweep and its labels."""
     dataset, labels = open_dataset(uri), open_occupancy(uri, CONFIG.labels)
     sweeps = columns_for(("xyz", "intensity", "elongation", "ring", "lidar_id", "boxes"), dataset.info, bare=True)
     places = ((dataset.manifest, sweeps), (labels.manifest, list(LABEL_COLUMNS)))
-    total_bytes = total_requests = 0
+    total_bytes = file_bytes = total_requests = 0
     for rows, columns in places:
+        file_bytes += sum(Path(f"{uri}/{shard}").stat().st_size for shard in set(rows["shard"].to_pylist()))
         for place in rows.select(["shard", "row_group"]).to_pylist():
             ranges = _ranges(_footer(f"{uri}/{place['shard']}"), place["row_group"], columns)
             total_bytes += sum(size for _, size in ranges)
-            gaps = (start - end for (start, _), end in zip(ranges[1:], itertools.starmap(int.__add__, ranges)))  # noqa: B905
-            total_requests += 1 + sum(gap > _HOLE for gap in gaps)
-    return total_bytes / len(dataset), total_requests / len(dataset)
+            total_requests += 1 + sum(after[0] - sum(before) > _HOLE for before, after in itertools.pairwise(ranges))
+    return total_bytes / len(dataset), file_bytes / len(dataset), total_requests / len(dataset)
 
 
 @functools.cache

@@ -164,15 +164,28 @@ def test_cpu_seconds_of_processes_that_ended_count():
 
 
 def test_cores_and_network_on_paper():
-    one = Cost(cpu_s=0.01, stored_bytes=1e6, requests=2, packed_bytes=3e6, plan_s=1e-7, plan_bytes=1000)
+    one = Cost(
+        cpu_s=0.01,
+        stored_bytes=1e6,
+        shard_bytes=1.25e6,
+        requests=2,
+        packed_bytes=3e6,
+        plan_s=1e-7,
+        plan_bytes=1000,
+    )
     rows = {(row["gpus"], row["frames"]): row for row in scale(one)}
     small, large = rows[8, 158_000], rows[512, 100_000_000]
-    assert (small["cores"], small["bucket_gb_per_s"], small["needs"]["requests a second"]) == (12, 1.2, 2400)
+    assert (small["cores"], small["bucket_gb_per_s"], small["fits_a_nodes_disk"]) == (12, 1.2, True)
+    assert small["without_a_cache"]["needs"]["requests a second"] == 2400
     assert (large["cores"], large["samples_per_s"], large["bucket_gb_per_s"]) == (768, 76_800, 76.8)
-    # 76 800 samples a second are 1302 s an epoch, of which 10 s of planning are 0.8 %; eight workers plan on a node.
-    assert (large["epoch_s"], large["plan_s"], large["needs"]["memory a node, GB"]) == (1302.1, 10.0, 800)
-    assert large["breaks_first"] == "requests a second"
-    assert large["breaks_first_with_a_warm_cache"] == "memory a node, GB"
+    # 76 800 samples a second are 1302 s an epoch; eight workers of a node keep a plan each.
+    assert (large["epoch_s"], large["plan_s"]) == (1302.1, 10.0)
+    assert large["without_a_cache"]["needs"]["memory a node, GB"] == 800
+    assert large["without_a_cache"]["breaks_first"] == "requests a second"
+    # 125 TB do not fit; each of 64 nodes reads 95.7 % of the shards in 1302 s.
+    assert not large["fits_a_nodes_disk"]
+    assert large["with_a_cache"]["needs"]["network a node, GB/s"] == pytest.approx(91.9, abs=0.1)
+    assert large["with_a_cache"]["breaks_first"] == "network a node, GB/s"
 
 
 def test_the_script_prints_one_object(capsys, tmp_path):
