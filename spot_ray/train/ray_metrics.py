@@ -10,7 +10,9 @@ their names. What `metrics.jsonl` says of a whole run after the fact, these say 
 
 All have the tags `run` and `rank`. A series begins when there is something to count, and ends with the worker: one that
 is replaced, or a run that is resumed, begins anew at 0 under another `WorkerId`. Ray's processes report every ten
-seconds (`RAY_metrics_report_interval_ms`).
+seconds (`RAY_metrics_report_interval_ms`) and when they end. The agent runs with and without Ray's dashboard, at
+`http://NODE:PORT/metrics`: the port is what `ray start --metrics-export-port` says, else `MetricsExportPort` in
+`ray.nodes()`.
 """
 
 from __future__ import annotations
