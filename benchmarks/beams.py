@@ -10,6 +10,7 @@
 - **semantickitti** (`--data`): the same, against the rings that the order of the file tells: it lists laser after
   laser, each from straight ahead. Then the spread of each beam's inclination over the frames, and the share of points
   that keep their ring when the frame's beams are replaced by another frame's.
+- **kitti**, **once** (`--data`): the former against the order of the file too, the latter's beams over its sweeps.
 - **distribution**: synthetic cities, in each a Waymo-like sensor and an HDL-32E at one pose. Sweeps of the first before
   and after re-sampling, against those of the second, where both see (inclinations of -17.6 to 2.4 degrees). Points and
   beams a degree of inclination, in five bins: the sum of the absolute differences in parts of the target's sum. The
@@ -86,6 +87,8 @@ def main() -> None:
     if arguments.data:
         report["nuscenes"] = nuscenes(arguments.data / "nuscenes" / "samples" / "LIDAR_TOP")
         report["semantickitti"] = semantickitti(arguments.data / "semantickitti" / "sequences" / "00" / "velodyne")
+        report["kitti"] = kitti(arguments.data / "kitti" / "training" / "velodyne")
+        report["once"] = once(arguments.data / "once" / "data")
     if arguments.picture:
         picture(arguments.picture)
     if not arguments.json:
@@ -168,11 +171,7 @@ def nuscenes(folder: Path) -> dict[str, Any]:
 
 def semantickitti(folder: Path) -> dict[str, Any]:
     """Return the shares of points that get the ring of the file's order, and how stable the beams are."""
-    spec = replace(HDL_64E, ego_SE3_lidar=IDENTITY)
-    frames = []
-    for path in sorted(folder.glob("*.bin")):
-        xyz = np.ascontiguousarray(np.fromfile(path, "<f4").reshape(-1, 4)[:, :3])
-        frames.append((xyz, rings_of_file_order(xyz)))
+    spec, frames = replace(HDL_64E, ego_SE3_lidar=IDENTITY), kitti_frames(folder)
     found = [find_beams(xyz, spec) for xyz, _ in frames]
     inclination = np.degrees(np.arctan([beams.tangent for beams in found]))
     own = [rings_of(xyz, spec, beams) for (xyz, _), beams in zip(frames, found, strict=True)]
@@ -198,6 +197,37 @@ def semantickitti(folder: Path) -> dict[str, Any]:
         "height_of_upper_block_m": spread(np.array([beams.parameters[-1] for beams in found])),
         "height_of_lower_block_m": spread(np.array([beams.parameters[-2] for beams in found])),
     }
+
+
+def kitti(folder: Path) -> dict[str, Any]:
+    """Return the shares of points of the object benchmark that get the ring of the file's order."""
+    frames = kitti_frames(folder)
+    return {"frames": len(frames), **accuracy(frames, replace(HDL_64E, ego_SE3_lidar=IDENTITY))}
+
+
+def once(folder: Path) -> dict[str, Any]:
+    """Return how stable the beams are, of which nothing else is known."""
+    spec = replace(ONCE_40, ego_SE3_lidar=IDENTITY)
+    found = []
+    for path in sorted(folder.glob("*/lidar_roof/*.bin")):
+        xyz = np.fromfile(path, "<f4").reshape(-1, 4)[:, :3]
+        found.append(find_beams(np.ascontiguousarray(xyz[np.isfinite(xyz).all(axis=1)]), spec).tangent)
+    inclination = np.degrees(np.arctan(found))
+    off = np.abs(inclination.mean(axis=0) - np.sort(spec.inclinations_deg))
+    return {
+        "frames": len(found),
+        "inclination_range_over_frames_deg": spread(np.ptp(inclination, axis=0)),
+        "off_the_manual_deg": spread(off),
+    }
+
+
+def kitti_frames(folder: Path) -> list[tuple[npt.NDArray[np.float32], npt.NDArray[np.uint16]]]:
+    """Return the points of files in KITTI's order, and the rings that the order tells."""
+    frames = []
+    for path in sorted(folder.glob("*.bin")):
+        xyz = np.ascontiguousarray(np.fromfile(path, "<f4").reshape(-1, 4)[:, :3])
+        frames.append((xyz, rings_of_file_order(xyz)))
+    return frames
 
 
 def rings_of_file_order(xyz: npt.NDArray[np.float32]) -> npt.NDArray[np.uint16]:

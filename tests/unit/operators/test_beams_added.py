@@ -8,6 +8,8 @@ import pytest
 from spot_ray.errors import DataError
 from spot_ray.geometry import se3
 from spot_ray.operators.beams import added_beams, inclinations_deg, resample
+from spot_ray.operators.config import BalanceConfig, BeamConfig, DataConfig
+from spot_ray.operators.stream import iterate
 from spot_ray.schema.sensors import LidarSpec, as_matrix
 from spot_ray.schema.sweep import Sweep
 from spot_ray.schema.taxonomy import UNLABELLED_SOURCE
@@ -215,3 +217,19 @@ def test_arrays_that_were_given_stay_as_they_were():
     for values in (sweep.xyz, sweep.ring, sweep.intensity):
         values.flags.writeable = False
     assert len(with_one_between(sweep, spec_of(slopes))) == 3
+
+
+def test_the_stream_adds_beams_alike_every_time(uri):
+    config = DataConfig(
+        features=("x", "y", "z", "intensity", "ring"),
+        balance=BalanceConfig(enabled=False),
+        beams=BeamConfig(targets=("hdl-32e",), probabilities=(1.0,)),
+    )
+    plain = replace(config, beams=BeamConfig())
+    runs = [
+        [batch.points for batch in iterate(uri, one, seed=0, epoch=0, global_batch_size=4)]
+        for one in (config, config, plain)
+    ]
+    for first, second, source in zip(*runs, strict=True):
+        np.testing.assert_array_equal(first, second)
+        assert len(first) > len(source)
