@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
-import uuid
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -291,7 +290,7 @@ def _prepare(
             context.execution_options.resource_limits = ExecutionResources(object_store_memory=memory_limit)
         tasks = ray.data.from_blocks([places.slice(start, size) for start in range(0, count, size)])
         return tasks.map_batches(
-            functools.partial(_run, chain=work.chain, token=uuid.uuid4().hex, cache=cache, block_bytes=block_bytes),
+            functools.partial(_run, chain=work.chain, cache=cache, block_bytes=block_bytes),
             batch_size=None,
             batch_format="pyarrow",
             zero_copy_batch=True,
@@ -308,8 +307,8 @@ def _here() -> Any:
     return NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
 
 
-def _run(places: pa.Table, chain: Chain, token: str, cache: CacheConfig | None, block_bytes: int) -> Iterator[pa.Table]:
-    readers = [_reader(one.uri, token, cache) for one in chain.datasets]
+def _run(places: pa.Table, chain: Chain, cache: CacheConfig | None, block_bytes: int) -> Iterator[pa.Table]:
+    readers = [_reader(one.uri, cache) for one in chain.datasets]
     done = 0
     try:
         for table in chain.blocks(places, readers, block_bytes=block_bytes):
@@ -319,7 +318,8 @@ def _run(places: pa.Table, chain: Chain, token: str, cache: CacheConfig | None, 
         yield pack_error(error, places.num_rows - done)
 
 
-@functools.lru_cache(maxsize=8)
-def _reader(uri: str, token: str, cache: CacheConfig | None) -> ShardReader:  # noqa: ARG001 - the key
-    # Ray's processes outlive a stream. Each stream opens the files anew, since they may have been written again.
+@functools.lru_cache(maxsize=16)
+def _reader(uri: str, cache: CacheConfig | None) -> ShardReader:
+    # Ray's processes outlive a task, a stream and an epoch, and so do the footers that a reader keeps. It notices
+    # shards that have been written again.
     return ShardReader(uri, cache=cache)

@@ -151,6 +151,7 @@ class ShardReader:
         self._open: OrderedDict[str, _Open] = OrderedDict()
         self._num_reads = 0
         self._is_local = uris.is_local(uri)
+        self._root = uris.absolute(uri)
         self._cache = None if cache is None or self._is_local else ShardCache(cache)
         self._traffic = Traffic()
 
@@ -194,18 +195,23 @@ class ShardReader:
             self._forget(shard)
 
     def _twice(self, shard: str, read: Callable[[], pa.Table]) -> pa.Table:
+        was_kept = shard in self._kept
         try:
             return read()
         except (pa.ArrowInvalid, OSError):
             self._forget(shard)
-            if self._cache is None or not self._cache.doubt(uris.join(self._uri, shard)):
+            if self._cache is None and not was_kept:
                 raise
-        return read()  # if only the copy on this disk was damaged, there is another now
+            if self._cache is not None and not self._cache.doubt(uris.join(self._uri, shard)) and not was_kept:
+                raise
+        # If only the copy on this disk was damaged, there is another now; and what was kept may have been of a shard
+        # that has been written again since.
+        return read()
 
     def _read(self, shard: str, row_group: int, columns: list[str]) -> pa.Table:
         self._num_reads += 1
         opened = self._open.get(shard)
-        if opened is not None:
+        if opened is not None and self._is_current(shard, opened.kept):
             self._open.move_to_end(shard)
             self._kept.move_to_end(shard)
             self._check(shard, opened.kept, columns)
@@ -228,6 +234,15 @@ class ShardReader:
             table = self._parquet_file(source, kept, metadata).read(columns=columns, use_threads=False)
             self._count(kept, [metadata.row_group(i) for i in range(metadata.num_row_groups)], columns)
         return table
+
+    def _is_current(self, shard: str, kept: _Kept) -> bool:
+        """Tell whether a local shard is still the file that is open; another may have been put in its place."""
+        if not self._is_local:
+            return True
+        if kept.identity == _identity(Path(uris.join(self._root, shard)).stat()):
+            return True
+        self._forget(shard)
+        return False
 
     def _is_often_read(self, kept: _Kept) -> bool:
         kept.num_reads += 1
@@ -268,7 +283,7 @@ class ShardReader:
             yield source, self._keep(shard, source, None)
 
     def _keep(self, shard: str, source: pa.NativeFile, status: os.stat_result | None) -> _Kept:
-        identity = None if status is None else (status.st_ino, status.st_size, status.st_mtime_ns)
+        identity = None if status is None else _identity(status)
         kept = self._kept.get(shard)
         if kept is None or kept.identity is None or kept.identity != identity:
             self._forget(shard)
@@ -324,6 +339,10 @@ class ShardReader:
                 where=uris.join(self._uri, shard),
                 remedy="the file is damaged: write its sequence again",
             ) from None
+
+
+def _identity(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def shard_stem(sequences: Sequence[str]) -> str:

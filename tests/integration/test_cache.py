@@ -198,3 +198,16 @@ def test_a_store_that_fails_amid_a_download_is_told_and_leaves_nothing(
     assert [path.suffix for path in Path(config.dir, "files").iterdir()] == []
     assert reader.read("0.parquet", 3, COLUMNS)["number"].to_pylist() == [3]
     reader.close()
+
+
+@pytest.mark.parametrize("rows", [3, 60])
+def test_a_shard_that_is_written_again_in_the_store_is_read_anew_without_a_cache(bucket: str, rows: int) -> None:
+    # Smaller or larger than before: the footer that was kept leads nowhere, and is read again.
+    reader = ShardReader(bucket)
+    assert reader.read("1.parquet", 2, COLUMNS)["number"][0].as_py() == 102
+    rng = np.random.default_rng(9)
+    with ShardWriter(f"{bucket}/1.parquet", SCHEMA, compression="none") as writer:
+        for i in range(rows):
+            writer.add({"blob": rng.bytes(3_000), "other": rng.bytes(70_000), "number": 900 + i})
+    assert reader.read("1.parquet", 2, COLUMNS)["number"][0].as_py() == 902
+    reader.close()

@@ -85,12 +85,15 @@ def test_a_shard_read_in_a_row_stays_open_until_others_are(tmp_path: Path, parse
     reader.close()
 
 
-def test_a_shard_that_is_replaced_is_read_anew(tmp_path: Path) -> None:
+@pytest.mark.parametrize("reads_before", [1, 2 * ROWS])
+def test_a_shard_that_is_replaced_is_read_anew(tmp_path: Path, reads_before: int) -> None:
+    # One that stays open by then, too.
     write_shard(tmp_path / "0.parquet")
     reader = ShardReader(str(tmp_path))
-    assert number(reader, 0, 5) == 5
+    for j in range(reads_before):
+        assert number(reader, 0, j % ROWS) == j % ROWS
     write_shard(tmp_path / "0.parquet", first=1000)
-    assert number(reader, 0, 5) == 1005
+    assert [number(reader, 0, j) for j in range(ROWS)] == list(range(1000, 1000 + ROWS))
     reader.close()
 
 

@@ -1,4 +1,5 @@
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -75,7 +76,9 @@ def test_a_label_is_drawn_with_its_own_classes(data: str, drawn: dict, toy: Modu
 
 def test_a_voxel_without_a_class_is_drawn_and_an_unobserved_one_is_not(data: str, toy: ModuleType) -> None:
     occupancy = open_occupancy(data, "default").get("log0", "0")
-    occupancy.semantic[0] = 255
+    semantic = occupancy.semantic.copy()
+    semantic[0] = 255
+    occupancy = replace(occupancy, semantic=semantic)
     voxels = occupied_voxels(occupancy, toy.GRID).reshape(-1)
     assert voxels[occupancy.index[0]] == 255
     assert (voxels > 0).sum() == len(occupancy.index)
