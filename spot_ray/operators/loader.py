@@ -16,6 +16,7 @@ from spot_ray.config.load import from_json, to_json
 from spot_ray.errors import ConfigError, InstallError
 from spot_ray.geometry.grid import VoxelGrid
 from spot_ray.operators.batch import Batch
+from spot_ray.operators.chain import build_chain
 from spot_ray.operators.config import DataConfig
 from spot_ray.operators.feed import BatchFeed
 from spot_ray.operators.mixture import Member, Sources, as_sources, common_grid, open_mixture
@@ -95,7 +96,7 @@ class BatchStream(Iterator[Batch]):
 
     Raises:
         ConfigError: If the config does not fit a dataset, or there is no such rank.
-        DataError: If there is no dataset, frame or label.
+        DataError: If there is no dataset, frame or label, or the labels do not cover the grid.
         InstallError: If Ray is asked for and not installed.
     """
 
@@ -141,6 +142,7 @@ class BatchStream(Iterator[Batch]):
             grid=common_grid(self._mixture) if grid is None or config.labels is None else grid,
             data=config,
         )
+        build_chain(self._mixture, config, self._state.grid, seed=seed, epoch=0)  # now, not in the first loop
         self._num_steps = self._planner.num_steps(0)
         self._between_epochs = False
         self._feed: BatchFeed | None = None

@@ -214,9 +214,13 @@ def running():
     return [thread for thread in threading.enumerate() if thread.name == "spot-ray-feed"]
 
 
-def test_there_is_no_rank_beyond_the_world(uri):
+def test_what_cannot_work_is_told_when_a_stream_is_opened(uri):
     with pytest.raises(ConfigError, match="rank is 2 of 2"):
         open_stream(uri, rank=2, world_size=2)
+    with pytest.raises(ConfigError, match="'doppler' is no feature"):
+        open_stream(uri, replace(CONFIG, features=("x", "y", "z", "doppler")))
+    with pytest.raises(DataError, match="does not lie in the grid of the labels"):
+        open_stream(uri, grid=replace(INNER, lower_m=(-4.1, -4.0, -2.2)))
 
 
 def test_ray_is_asked_for_only_where_it_is(uri, monkeypatch):
