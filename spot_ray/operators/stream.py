@@ -21,6 +21,7 @@ from spot_ray.operators.mixture import Mixture, Sources, common_grid, open_mixtu
 from spot_ray.operators.pack import pack_error, unpack
 from spot_ray.operators.plan import Planner
 from spot_ray.operators.read import locate
+from spot_ray.operators.series import named_series
 from spot_ray.session import quiet_data_context
 from spot_ray.storage.cache import CacheConfig
 from spot_ray.storage.shards import ShardReader
@@ -243,12 +244,16 @@ def _stream(
     if not work.places.num_rows:
         return
     rows = _prepare(work, cache, max_tasks=max_tasks, memory_limit=memory_limit, options=options)
-    # Blocks as they come, cut into batches here: Ray's own cutting copies what it cuts.
-    blocks = iter(rows.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1))
-    # Closed at once where the caller stops early: collected later, perhaps after Ray has ended, it aborts the process.
-    with contextlib.closing(blocks):
-        for table in _cut(blocks, work.batch_size):
-            yield work.unpacked(table)
+    with named_series() as name:
+        rows.set_name("spot_ray")
+        rows._set_uuid(name)
+        # Blocks as they come, cut into batches here: Ray's own cutting copies what it cuts.
+        blocks = iter(rows.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1))
+        # Closed at once where the caller stops early: collected later, perhaps after Ray has ended, it aborts the
+        # process.
+        with contextlib.closing(blocks):
+            for table in _cut(blocks, work.batch_size):
+                yield work.unpacked(table)
 
 
 def _cut(blocks: Iterator[pa.Table], size: int) -> Iterator[pa.Table]:
