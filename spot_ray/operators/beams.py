@@ -271,12 +271,13 @@ def _kept(
     sweep: Sweep, rig: Sequence[LidarSpec], thin: Sequence[LidarSpec], density: float, phase: float
 ) -> Index | None:
     """Return the points that are left when some LiDARs are thinned, or None: all."""
-    from spot_ray.operators.beam_kernels import kept_points  # needs Numba, which takes half a second to load
+    from spot_ray.operators.beam_kernels import KEPT, WRONG, kept_points  # Numba takes half a second to load
 
     if not thin:
         return None
-    keep, num_beams = np.ones((256, max(spec.num_beams for spec in thin)), dtype=bool), np.full(256, 1 << 16)
     ring = np.zeros(len(sweep), np.uint16) if sweep.ring is None else sweep.ring
+    width = max(int(ring.max()) + 1, *(spec.num_beams for spec in thin))
+    table = np.full((256, width), KEPT, np.uint8)
     for spec in thin:
         if sweep.ring is not None and spec.inclinations_deg is not None:
             inclination = np.array(spec.inclinations_deg)
@@ -287,14 +288,15 @@ def _kept(
             own_ring, inclination = _rings(sweep, own, spec)
             if sweep.ring is None:
                 ring[own] = own_ring
-        keep[spec.lidar_id, : spec.num_beams] = even_beams(inclination, density=density, phase=phase)
-        num_beams[spec.lidar_id] = spec.num_beams
+        table[spec.lidar_id, : spec.num_beams] = KEPT * even_beams(inclination, density=density, phase=phase)
+        table[spec.lidar_id, spec.num_beams :] = WRONG
     lidar_id = sweep.lidar_id
     if lidar_id is None:
         lidar_id = np.broadcast_to(np.uint8(rig[0].lidar_id), len(sweep))
-    index, wrong = kept_points(ring, lidar_id, keep, num_beams)
-    if wrong >= 0:
-        raise _wrong_ring(sweep, int(ring[wrong]), next(spec for spec in thin if spec.lidar_id == lidar_id[wrong]))
+    index, wrong = kept_points(ring, lidar_id, table)
+    if wrong:
+        i = int(np.argmax(table[lidar_id, ring] == WRONG))
+        raise _wrong_ring(sweep, int(ring[i]), next(spec for spec in thin if spec.lidar_id == lidar_id[i]))
     # A sweep of very few points may lose them all, and an empty one is none.
     return index if 0 < len(index) < len(sweep) else None
 
