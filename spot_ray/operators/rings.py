@@ -2,7 +2,7 @@
 
 A beam is a cone about the sensor's axis: its points have one inclination, seen from where they were fired. Two things
 blur that in real files. A block of lasers has its optical centre above or below the sensor's origin (the HDL-64E's
-upper block by 0.21 m, its lower one by 0.14 m), and in sweeps that are corrected for the ego's motion, points were
+upper block by 0.21 m, its lower one by 0.13 m), and in sweeps that are corrected for the ego's motion, points were
 fired from up to half a metre beside the origin. At 10 m, 0.2 m are 1.1 degrees: three beams. So where points were fired
 from is found together with the beams. With ρ the horizontal distance, u = 1 / ρ and w = z / ρ, the points of a beam of
 inclination θ lie at
