@@ -121,6 +121,26 @@ def test_workers_share_every_global_batch(uri, size, world_size):
     assert sum(share.weight.sum() for share in shares) == 11
 
 
+@pytest.mark.parametrize(("size", "most"), [(32, 4.2), (256, 2.5)])
+def test_a_shard_is_read_by_few_workers(size, most):
+    # 200 logs of 100 frames in a random order, eight workers.
+    rng = np.random.default_rng(0)
+    frame = rng.permutation(20_000)
+
+    def workers_a_log(affinity):
+        whole = EpochPlan(frame, np.zeros(20_000, np.int32), affinity.astype(np.float32), size)
+        shares = [whole.share(rank=rank, world_size=8) for rank in range(8)]
+        used = [share.frame[share.weight > 0] for share in shares]
+        assert sorted(np.concatenate(used)) == list(range(20_000))
+        for step in range(whole.num_steps):
+            together = np.concatenate([s.frame[(s.step == step) & (s.weight > 0)] for s in shares])
+            assert set(together) == set(frame[step * size : (step + 1) * size])
+        return sum(len(np.unique(frames // 100)) for frames in used) / 200
+
+    assert workers_a_log(rng.random(200)[frame // 100]) < most
+    assert workers_a_log(np.zeros(20_000)) > 7.9
+
+
 def test_last_batch_is_filled_with_samples_that_weigh_nothing(uri):
     share = plan(uri, size=4).share()
     np.testing.assert_array_equal(share.weight, [1.0] * 11 + [0.0])
