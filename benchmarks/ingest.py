@@ -297,11 +297,13 @@ def _print(report: Found) -> None:
     print(f"\nOn paper, {SAMPLES_A_GPU} samples a second and GPU, {GPUS_A_NODE} GPUs a node:")
     for row in report["scale"]["rows"]:
         direct, cached = row["without_a_cache"], row["with_a_cache"]
+        needs = direct["needs"]
         print(
             f"  {row['gpus']:4} GPUs, {row['frames']:11,} frames: {row['cores']:5} cores, bucket "
-            f"{row['bucket_gb_per_s']:6.2f} GB/s, {direct['needs']['requests a second']:9,.0f} requests/s, epoch "
-            f"{row['epoch_s']:9,.1f} s, plan {row['plan_s']:6.1f} s and {direct['needs']['memory a node, GB']:5.1f} GB "
-            f"a node; nearest to its limit: {_nearest(direct)}, with a cache {_nearest(cached)}"
+            f"{row['bucket_gb_per_s']:6.2f} GB/s, {needs['requests a second']:9,.0f} requests/s, epoch "
+            f"{row['epoch_s']:9,.1f} s, open {row['open_s']:5.1f} s, plan {row['plan_s']:5.1f} s and "
+            f"{needs['memory a node, GB']:5.1f} GB a node; nearest to its limit: {_nearest(direct)}, with a cache "
+            f"{_nearest(cached)}"
         )
 
 

@@ -176,15 +176,19 @@ def _train(options: Mapping[str, Any]) -> dict[str, Any]:
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
 
+    mixture, size = open_mixture(options["uri"], labels=CONFIG.labels), BATCH_SIZE * world_size
+    planner = Planner(mixture, CONFIG, seed=SEED, global_batch_size=size)
+
     def batches() -> Pass:
         for batch in stream(
-            options["uri"],
+            mixture,
             CONFIG,
             seed=SEED,
             epoch=options["epoch"],
             rank=rank,
             world_size=world_size,
-            global_batch_size=BATCH_SIZE * world_size,
+            global_batch_size=size,
+            planner=planner,
         ):
             touch(*map(torch.from_numpy, (batch.points, batch.occupancy_index, batch.occupancy_class, batch.observed)))
             # Samples that only fill the last batch are no samples.

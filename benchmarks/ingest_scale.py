@@ -27,7 +27,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from ingest_frames import BATCH_SIZE, CONFIG, SEED
 
-from spot_ray.operators.batch import Batch
+from spot_ray.operators.mixture import open_mixture
+from spot_ray.operators.plan import Planner
 from spot_ray.operators.stream import iterate
 from spot_ray.storage import manifest
 from spot_ray.storage.codec import LABEL_COLUMNS, columns_for
@@ -67,8 +68,9 @@ class Cost:
         shard_bytes: Bytes that its files have for each frame: what a cache fetches.
         requests: Requests to the store without a cache, where files stay open.
         packed_bytes: Bytes that cross Ray's object store to the training worker.
-        plan_s: Seconds that a worker takes a planned frame before an epoch's first batch.
-        plan_bytes: Bytes that a worker holds for it.
+        open_s: CPU seconds that a worker takes a frame when a run starts: manifests, labels, classes.
+        plan_s: The same, before an epoch's first batch.
+        plan_bytes: Bytes that a worker holds for it at most.
     """
 
     cpu_s: float
@@ -76,6 +78,7 @@ class Cost:
     shard_bytes: float
     requests: float
     packed_bytes: float
+    open_s: float
     plan_s: float
     plan_bytes: float
 
@@ -83,10 +86,9 @@ class Cost:
 def cost(uri: str, cpu_s: float) -> Cost:
     """Return what a sample of a dataset costs."""
     stored_bytes, shard_bytes, requests = _stored(uri)
-    batches = list(itertools.islice(_batches(uri), 8))
+    batches = list(itertools.islice(iterate(uri, CONFIG, seed=SEED, epoch=0, global_batch_size=BATCH_SIZE), 8))
     packed = [np.asarray(value).nbytes for batch in batches for value in vars(batch).values() if _is_array(value)]
-    plan_s, plan_bytes = _planning(uri)
-    return Cost(cpu_s, stored_bytes, shard_bytes, requests, sum(packed) / len(batches) / BATCH_SIZE, plan_s, plan_bytes)
+    return Cost(cpu_s, stored_bytes, shard_bytes, requests, sum(packed) / len(batches) / BATCH_SIZE, *_planning(uri))
 
 
 def scale(one: Cost) -> list[dict[str, Any]]:
@@ -119,6 +121,7 @@ def scale(one: Cost) -> list[dict[str, Any]]:
                 "cores": round(rate * one.cpu_s),
                 "bucket_gb_per_s": round(rate * one.stored_bytes / 1e9, 2),
                 "object_store_gb_per_s_a_node": round(rate * one.packed_bytes / nodes / 1e9, 2),
+                "open_s": round(frames * one.open_s, 1),
                 "plan_s": round(frames * one.plan_s, 1),
                 "fits_a_nodes_disk": fits,
                 "without_a_cache": _pressed(always | direct),
@@ -140,12 +143,6 @@ def _pressed(needs: dict[str, float]) -> dict[str, Any]:
 
 def _is_array(value: object) -> bool:
     return isinstance(value, np.ndarray)
-
-
-def _batches(uri: str, world_size: int = 1) -> Any:
-    return iterate(
-        uri, CONFIG, seed=SEED, epoch=0, global_batch_size=BATCH_SIZE * world_size, rank=0, world_size=world_size
-    )
 
 
 def _stored(uri: str) -> tuple[float, float, float]:
@@ -176,8 +173,8 @@ def _ranges(footer: pq.FileMetaData, row_group: int, columns: list[str]) -> list
     return sorted((chunk.data_page_offset, chunk.total_compressed_size) for chunk in read)
 
 
-def _planning(uri: str) -> tuple[float, float]:
-    """Return the seconds and bytes that each planned frame costs a worker: what more frames take more."""
+def _planning(uri: str) -> tuple[float, ...]:
+    """Return the seconds to open and to plan, and the bytes, that a frame costs a worker: what more of them add."""
     found = []
     for frames in _PLANNED:
         with tempfile.TemporaryDirectory() as folder:
@@ -187,7 +184,7 @@ def _planning(uri: str) -> tuple[float, float]:
             found.append(json.loads(done.stdout.splitlines()[-1]))
     few, many = found
     more = _PLANNED[1] - _PLANNED[0]
-    return (many["seconds"] - few["seconds"]) / more, (many["bytes"] - few["bytes"]) / more
+    return tuple((many[name] - few[name]) / more for name in ("open_s", "plan_s", "bytes"))
 
 
 def _tile(uri: str, folder: str, frames: int) -> None:
@@ -222,12 +219,18 @@ def _labels(uri: str, dataset: Dataset) -> pa.Table:
 
 
 def _plan(uri: str) -> dict[str, float]:
-    """Return the CPU seconds to the first batch of an epoch, and the most memory that it took."""
+    """Return the CPU seconds to open a dataset and from there to an epoch's first batch, and the most memory taken."""
     start = time.process_time()
-    batch: Batch = next(_batches(uri, _WORLD_SIZE))
+    mixture = open_mixture(uri, labels=CONFIG.labels)
+    size = BATCH_SIZE * _WORLD_SIZE
+    planner = Planner(mixture, CONFIG, seed=SEED, global_batch_size=size)
+    opened = time.process_time()
+    options = {"seed": SEED, "epoch": 0, "global_batch_size": size, "world_size": _WORLD_SIZE}
+    batch = next(iterate(mixture, CONFIG, planner=planner, **options))
     assert len(batch) == BATCH_SIZE
     return {
-        "seconds": time.process_time() - start,
+        "open_s": opened - start,
+        "plan_s": time.process_time() - opened,
         "bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
     }
 

@@ -170,6 +170,7 @@ def test_cores_and_network_on_paper():
         shard_bytes=1.25e6,
         requests=2,
         packed_bytes=3e6,
+        open_s=1e-6,
         plan_s=1e-7,
         plan_bytes=1000,
     )
@@ -179,7 +180,7 @@ def test_cores_and_network_on_paper():
     assert small["without_a_cache"]["needs"]["requests a second"] == 2400
     assert (large["cores"], large["samples_per_s"], large["bucket_gb_per_s"]) == (768, 76_800, 76.8)
     # 76 800 samples a second are 1302 s an epoch; eight workers of a node keep a plan each.
-    assert (large["epoch_s"], large["plan_s"]) == (1302.1, 10.0)
+    assert (large["epoch_s"], large["open_s"], large["plan_s"]) == (1302.1, 100.0, 10.0)
     assert large["without_a_cache"]["needs"]["memory a node, GB"] == 800
     assert large["without_a_cache"]["breaks_first"] == "requests a second"
     # 125 TB do not fit; each of 64 nodes reads 95.7 % of the shards in 1302 s.
