@@ -292,7 +292,9 @@ def _prepare(
         context.execution_options.preserve_order = True
         context.target_max_block_size = block_bytes
         if memory_limit is not None:
-            context.execution_options.resource_limits = ExecutionResources(object_store_memory=memory_limit)
+            # Ray Data does not count what is being cut into batches.
+            counted = memory_limit - 2 * block_bytes
+            context.execution_options.resource_limits = ExecutionResources(object_store_memory=counted)
         tasks = ray.data.from_blocks([places.slice(start, size) for start in range(0, count, size)])
         return tasks.map_batches(
             functools.partial(_run, chain=work.chain, cache=cache, block_bytes=block_bytes),
