@@ -99,7 +99,7 @@ class StoreWatch:
         self._thread.join()
 
     def figures(self) -> dict[str, float]:
-        """Return the most that the store held, in 95 % of the time too, and what it put on disk for want of room, in MB."""
+        """Return the most that the store held, at all and 95 % of the time, and what it put on disk, in MB."""
         after = _store()
         return {
             "peak_mb": round(max(self._held) / MEGABYTE, 1),
