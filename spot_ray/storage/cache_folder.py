@@ -210,12 +210,14 @@ class CacheFolder:
 
     def _make_room(self, key: str, needed: int) -> tuple[bool, int]:
         """Remove what is in the way, if that will do; tell whether it did, and how many files went."""
-        whole, parts, notes = (self._others(key, kind) for kind in (".parquet", ".part", ".json"))
+        # What is being fetched comes first: if it is finished meanwhile, it is found under its other name.
+        parts = self._others(key, ".part")
+        parts = {other: status for other, status in parts.items() if not self._remove_abandoned(other)}
+        whole, notes = self._others(key, ".parquet"), self._others(key, ".json")
         for other, status in notes.items():
             if other not in whole and status.st_mtime < time.time() - _FORGET_S:
                 self._path(other, ".json").unlink(missing_ok=True)
-        parts = {other: status for other, status in parts.items() if not self._remove_abandoned(other)}
-        used = sum(status.st_size for status in (*whole.values(), *parts.values()))
+        used = sum(status.st_size for status in (parts | whole).values())
         used += _BESIDE_BYTES * len(notes.keys() | whole.keys() | parts.keys())
         with contextlib.ExitStack() as held:
             victims = []
