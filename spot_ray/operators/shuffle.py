@@ -16,7 +16,20 @@ _ROUNDS = 12
 """Times that neighbours are exchanged; each round settles nine in ten of those that can be settled."""
 
 _REACH_BATCHES = 64
-"""How far a sample is moved, batches: near enough that its shard is still in use."""
+"""How far a sample is moved at most, batches; but no more than a quarter of the window: its shard would be in use for
+longer."""
+
+_LEAST_REACH_BATCHES = 4
+"""How far it may be moved in any case."""
+
+_LEAST_WINDOW = 16384
+_WINDOW_BATCHES = 256
+"""What a window holds by itself: batch means then vary at most a quarter more than under a full shuffle."""
+
+
+def window_of(window: int | None, batch_size: int) -> int:
+    """Return the window for batches of a size: as it is given, or for None one that suits them; 0 is a full shuffle."""
+    return max(_LEAST_WINDOW, _WINDOW_BATCHES * batch_size) if window is None else window
 
 
 def window_order(shard: npt.NDArray[np.integer], *, window: int, rng: np.random.Generator) -> npt.NDArray[np.int64]:
@@ -65,16 +78,19 @@ def separate(
     sequence: npt.NDArray[np.integer],
     time_s: npt.NDArray[np.float64],
     apart_s: float,
+    window: int = 0,
     rng: np.random.Generator,
 ) -> tuple[npt.NDArray[np.int64], int]:
     """Exchange samples so that no batch holds two of one sequence that are near in time, as far as that can be.
 
     Args:
-        order: (S,) the samples in the order of their use; `batch_size` in a row are a batch.
+        order: (S,) the samples in the order of their use; `batch_size` in a row are a batch. They are numbered sequence
+            by sequence, each in the order of time.
         batch_size: Samples of a batch.
         sequence: (S,) number of each sample's sequence.
         time_s: (S,) its time, seconds, in whichever clock its sequence has.
         apart_s: Least time between two samples of one sequence in a batch, seconds; 0: any.
+        window: That of the order, so that no sample is moved far beyond it; 0: there is none.
         rng: Only its `random()` is used.
 
     Returns:
@@ -83,9 +99,11 @@ def separate(
     if apart_s <= 0 or batch_size < 2 or len(order) < 2:
         return order, 0
     order = order.copy()
-    positions = np.arange(len(order))
     best, fewest = order, len(order) + 1
-    wrong = positions
+    wrong = np.arange(len(order))
+    reach = _REACH_BATCHES * batch_size
+    if window:
+        reach = min(reach, max(window // 4, _LEAST_REACH_BATCHES * batch_size))
     for _ in range(_ROUNDS):
         wrong = _too_near(order, wrong, batch_size, sequence, time_s, apart_s)
         # Only batches in which something changed are looked at again; the count is of the whole for that reason alone
@@ -94,7 +112,6 @@ def separate(
             best, fewest = order.copy(), len(wrong)
         if not len(wrong):
             break
-        reach = _REACH_BATCHES * batch_size
         other = wrong + np.rint((2 * rng.random(len(wrong)) - 1) * reach).astype(np.int64)
         other %= len(order)
         # Each place takes part in one exchange at most.
@@ -121,7 +138,8 @@ def _too_near(
     """Return those of some positions, whole batches, whose sample follows another of its batch too closely."""
     sample = order[positions]
     batch = positions // batch_size
-    by = np.lexsort((time_s[sample], sequence[sample], batch))
+    # One sort by batch, sequence and time: the samples' numbers tell the last two.
+    by = np.argsort(batch * len(order) + sample)
     sample, batch = sample[by], batch[by]
     near = (batch[1:] == batch[:-1]) & (sequence[sample[1:]] == sequence[sample[:-1]])
     near &= time_s[sample[1:]] - time_s[sample[:-1]] < apart_s

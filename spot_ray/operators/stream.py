@@ -287,7 +287,8 @@ def _prepare(
     places = work.places
     count = places.num_rows
     size = max(min(_FRAMES_PER_TASK, math.ceil(count / _LEAST_TASKS)), math.ceil(count / _MAX_TASKS))
-    block_bytes = _BLOCK_BYTES if memory_limit is None else max(1, min(_BLOCK_BYTES, memory_limit // _BLOCKS_A_LIMIT))
+    limit = memory_limit if memory_limit is not None else _store_bytes() // 2
+    block_bytes = max(1, min(_BLOCK_BYTES, limit // _BLOCKS_A_LIMIT))
     with quiet_data_context() as context:
         context.execution_options.preserve_order = True
         context.target_max_block_size = block_bytes
@@ -304,6 +305,13 @@ def _prepare(
             compute=ray.data.TaskPoolStrategy(size=max_tasks),
             **options,
         )
+
+
+def _store_bytes() -> int:
+    """Return the bytes of the cluster's object stores; Ray Data takes half of them for what is on its way."""
+    import ray
+
+    return int(ray.cluster_resources().get("object_store_memory", 2 * _BLOCKS_A_LIMIT * _BLOCK_BYTES))
 
 
 def _here() -> Any:

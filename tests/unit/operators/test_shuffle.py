@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from spot_ray.operators.shuffle import merge_orders, separate, window_order
+from spot_ray.operators.shuffle import merge_orders, separate, window_of, window_order
 
 LOGS, FRAMES = 60, 50
 LOG = np.repeat(np.arange(LOGS), FRAMES)
@@ -87,3 +87,17 @@ def test_datasets_are_spread_evenly():
     np.testing.assert_array_equal(order[order >= 900], orders[1])
     small = (order >= 900).reshape(10, 100).sum(axis=1)
     assert set(small.tolist()) <= {9, 10, 11}
+
+
+def test_a_sample_is_not_moved_far_beyond_its_window():
+    order = window_order(LOG, window=500, rng=rng())
+    apart, _ = separate(order, batch_size=BATCH, sequence=LOG, time_s=TIME_S, apart_s=2.0, window=500, rng=rng(1))
+    moved = np.abs(np.argsort(apart) - np.argsort(order))
+    moved = np.minimum(moved, len(order) - moved)
+    assert np.quantile(moved[moved > 0], 0.9) <= 125  # few samples are exchanged several times
+    assert neighbours(apart) < neighbours(order) / 4
+
+
+def test_the_window_suits_the_batch_unless_it_is_given():
+    assert [window_of(None, batch) for batch in (1, 64, 65, 256)] == [16384, 16384, 16640, 65536]
+    assert [window_of(window, 256) for window in (0, 1, 500)] == [0, 1, 500]
