@@ -65,6 +65,7 @@ TRAINED = PretrainConfig(
     train=TrainConfig(epochs=2, global_batch_size=6, checkpoint_every_steps=4, log_every_steps=1),
 )
 
+UNRECORDED = trainer._work
 Key = tuple[Any, ...]
 
 
@@ -218,10 +219,9 @@ def recorded(number: dict[tuple[int, Key], int], kills: dict[int, tuple[int, flo
 
     Args:
         number: See :func:`planned`.
-        kills: Step to (the worker that dies, seconds after the step began).
+        kills: Step to (the worker that dies, seconds after the step began); three steps later it dies in any case.
         folder: Remembers who died.
     """
-    original = trainer._work
 
     def die(marker: Path) -> None:
         marker.touch()
@@ -241,10 +241,12 @@ def recorded(number: dict[tuple[int, Key], int], kills: dict[int, tuple[int, flo
             return model
 
         def recording_step(learner, batch, step):
-            victim, after_s = kills.get(step, (None, 0.0))
-            marker = folder / f"killed-{step}"
-            if victim == rank and not marker.exists():
-                threading.Timer(after_s, die, [marker]).start()
+            for due, (victim, after_s) in kills.items():
+                marker = folder / f"killed-{due}"
+                if victim == rank and due == step and not marker.exists():
+                    threading.Timer(after_s, die, [marker]).start()
+                elif victim == rank and due < step - 2 and not marker.exists():
+                    die(marker)  # steps are so quick that the moment would come after the run's end
             result = train_step(learner, batch, step)
             epoch = int(np.searchsorted(np.cumsum(steps_by_epoch), step, side="right"))
             used = torch.zeros(len(number), dtype=torch.int64)
@@ -256,7 +258,10 @@ def recorded(number: dict[tuple[int, Key], int], kills: dict[int, tuple[int, flo
             return result
 
         Run.build_model, Learner.train_step = build_model, recording_step
-        return original(options)
+        try:
+            return UNRECORDED(options)
+        finally:  # the process of a worker whose neighbour died may work on
+            Run.build_model, Learner.train_step = build, train_step
 
     return work
 
@@ -295,7 +300,7 @@ def test_killed_again_and_again(
     number = planned(sources)
     steps = sorted(moment.sample(range(1, len(number) // 6 - 5), 4))
     for workers, own in ((2, steps[:2]), (3, steps[2:3]), (1, steps[3:])):
-        kills = {step: (moment.randrange(workers), moment.uniform(0, 1.0)) for step in own}
+        kills = {step: (moment.randrange(workers), moment.uniform(0, 0.1)) for step in own}
         monkeypatch.setattr(trainer, "_work", recorded(number, kills, tmp_path))
         with pytest.raises(ray.train.TrainingFailedError):
             pretrain(
