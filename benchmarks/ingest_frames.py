@@ -31,7 +31,7 @@ from spot_ray.operators.batch import Batch
 from spot_ray.operators.config import BalanceConfig, BeamConfig, DataConfig
 from spot_ray.operators.features import point_features
 from spot_ray.operators.stream import iterate
-from spot_ray.schema.sweep import Boxes, Sweep
+from spot_ray.schema.sweep import POINT_DTYPES, Boxes, Sweep
 from spot_ray.schema.taxonomy import IGNORE, PAPER_TAXONOMY
 from spot_ray.storage.dataset import DatasetWriter, open_dataset
 from spot_ray.storage.occupancy import OccupancyWriter, open_occupancy
@@ -101,8 +101,17 @@ def _write_drives(uri: str, size: Size) -> None:
         for drive in range(size.drives):
             world = World("ingest", seed=SEED, sequence=drive, num_frames=size.sweeps)
             for i in range(size.sweeps):
-                writer.add(world.sweep(i))
+                writer.add(_by_ring(world.sweep(i)))
     label_dataset(uri, config=LabelConfig(), num_workers=1)
+
+
+def _by_ring(sweep: Sweep) -> Sweep:
+    """Return a sweep in the order of a range image, as Waymo's files have it."""
+    assert sweep.ring is not None
+    order = np.argsort(sweep.ring, kind="stable")
+    columns = {name: getattr(sweep, name) for name in POINT_DTYPES}
+    present: dict[str, Any] = {name: values[order] for name, values in columns.items() if values is not None}
+    return dataclasses.replace(sweep, xyz=sweep.xyz[order], **present)
 
 
 def _lengthen(source: str, uri: str, size: Size) -> None:
