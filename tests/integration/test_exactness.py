@@ -177,7 +177,7 @@ def ranks(sources: list[DataSource]) -> Callable[..., Counter[Key]]:
     return run
 
 
-@pytest.mark.parametrize("config", [PLAIN, MERGED], ids=["plain", "merged"])
+@pytest.mark.parametrize("config", [pytest.param(PLAIN, marks=pytest.mark.slow), MERGED], ids=["plain", "merged"])
 def test_the_same_samples_at_any_number_of_workers(
     config: DataConfig, sources: list[DataSource], ranks: Callable[..., Counter[Key]]
 ) -> None:

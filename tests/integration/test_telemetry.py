@@ -91,6 +91,7 @@ def column(run: str, name: str) -> list[float]:
     return [line[name] for line in read_metrics(run)]
 
 
+@pytest.mark.slow  # the same through the plain iterator is in the unit tests
 def test_failing_names_the_remedy(data: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="xyz has 7 bytes") as caught:
         pretrain(recipe(), data=data, out=str(tmp_path / "run"), progress=False)
