@@ -85,7 +85,7 @@ def decode_part(content: bytes, schema: pa.Schema, where: str) -> tuple[pa.Table
                 table = table.append_column(schema.field(name), pa.repeat(value, table.num_rows))
         rows = table.select(schema.names).replace_schema_metadata(None).cast(schema)
         return rows, _parse_notes((table.schema.metadata or {}).get(_NOTES, b"{}"))
-    except (pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError, KeyError, TypeError, ValueError) as error:
         raise DataError(
             f"cannot read a part of the manifest: {error}",
             where=where,

@@ -28,6 +28,9 @@ _READS_BEFORE_OPENING = 12
 """Of a shard among as many readings as so many of each open shard are: cutting its footer for each has then taken as
 long as parsing it."""
 
+_DAMAGE = (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError)
+"""What Arrow says of bytes that are no Parquet any more: of some, that what they ask for is not implemented."""
+
 
 class ShardWriter:
     """Writes rows of one schema into one Parquet file, which appears when it is closed and whole.
@@ -198,7 +201,7 @@ class ShardReader:
         was_kept = shard in self._kept
         try:
             return read()
-        except (pa.ArrowInvalid, OSError):
+        except _DAMAGE:
             self._forget(shard)
             if self._cache is None and not was_kept:
                 raise
@@ -333,7 +336,7 @@ class ShardReader:
                 where=uris.join(self._uri, shard),
                 remedy="copy the whole dataset folder, or convert again",
             ) from None
-        except (pa.ArrowInvalid, OSError) as error:
+        except _DAMAGE as error:
             raise DataError(
                 f"cannot read {what}: {error}",
                 where=uris.join(self._uri, shard),
