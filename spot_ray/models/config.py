@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 
 @dataclass(frozen=True)
@@ -22,17 +23,20 @@ class VoxelConfig:
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """The sparse 3D encoder, `VoxelResBackBone8x`.
+    """The sparse 3D encoder: OpenPCDet's `VoxelResBackBone8x`, or `VoxelBackBone8x` without residual blocks.
 
     Args:
         channels: Channels of the four stages (strides 1, 2, 4, 8).
         out_channels: Channels of the last convolution, which halves the height.
-        blocks: Residual blocks a stage.
+        blocks: Residual blocks a stage; of no meaning to the plain encoder.
+        kind: `residual`: every stage has residual blocks. `plain`: the first stage has one convolution, the others two
+            after the one that strides.
     """
 
     channels: tuple[int, int, int, int] = (16, 32, 64, 128)
     out_channels: int = 128
     blocks: int = 2
+    kind: Literal["residual", "plain"] = "residual"
 
 
 @dataclass(frozen=True)
@@ -75,3 +79,24 @@ class ModelConfig:
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     bev: BevConfig = field(default_factory=BevConfig)
     decoder: DecoderConfig = field(default_factory=DecoderConfig)
+
+
+@dataclass(frozen=True)
+class ComputeConfig:
+    """How the network is computed: what it learns stays the same but for rounding, so a resumed run may change it.
+
+    Args:
+        sparse: The sparse-convolution back end; `auto`: the quicker one, measured at start-up.
+        precision: Of the dense 2D parts, under autocast; weights, batch norm and losses stay in float32. `auto`:
+            bfloat16 on a GPU that has it, else float32.
+        sparse_precision: Of the sparse convolutions. spconv has no bfloat16; float16 scales the gradients on their way
+            through the encoder, since small ones would vanish.
+        channels_last: Lay out dense feature maps channel by channel of a cell; `auto`: on a GPU.
+        compile: Compile the dense 2D parts with `torch.compile`.
+    """
+
+    sparse: Literal["auto", "spconv", "torch"] = "auto"
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    sparse_precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    channels_last: Literal["auto", "on", "off"] = "auto"
+    compile: bool = False

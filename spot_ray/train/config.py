@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Literal
 
 from spot_ray.errors import ConfigError
 from spot_ray.geometry.grid import VoxelGrid
 from spot_ray.losses.config import LossConfig
-from spot_ray.models.config import ModelConfig
+from spot_ray.models.config import ComputeConfig, ModelConfig
 from spot_ray.operators.config import DataConfig
 
 
@@ -65,7 +66,16 @@ class TrainConfig:
         seed: Seed of weights, plan and augmentation.
         checkpoint_every_steps: Global steps between checkpoints; the end of the run always has one.
         keep_checkpoints: Newest checkpoints that stay.
+        keep_best: A figure, such as `probe/miou`: the checkpoint where it was greatest stays too; or None.
         log_every_steps: Global steps between lines of metrics.
+        ema_decay: Decay of a moving average of the weights, which is kept beside them; or None: no average.
+        on_non_finite: What to do about a step whose loss or gradient is not finite: `stop`, naming its frames, or
+            `skip` it, which leaves the weights as they were, and count and list its samples.
+        parallel: `replicate` the network on every worker, or `shard` its weights, gradients and optimiser over them
+            (FSDP2), for networks that do not fit otherwise.
+        sync_batch_norm: Batch norm's statistics over all workers, not each one's own.
+        step_timeout_s: Seconds after which a worker that has not finished a step is given up as hanging; the first
+            steps, in which kernels are compiled and caches are filled, take longest.
     """
 
     epochs: int = 30
@@ -74,7 +84,51 @@ class TrainConfig:
     seed: int = 0
     checkpoint_every_steps: int = 1000
     keep_checkpoints: int = 3
+    keep_best: str | None = None
     log_every_steps: int = 10
+    ema_decay: float | None = None
+    on_non_finite: Literal["stop", "skip"] = "stop"
+    parallel: Literal["replicate", "shard"] = "replicate"
+    sync_batch_norm: bool = False
+    step_timeout_s: float = 1800.0
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        counts = ("epochs", "global_batch_size", "micro_batch_size", "checkpoint_every_steps", "keep_checkpoints")
+        for name in (*counts, "log_every_steps"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}", where=f"train.{name}", expected="at least 1")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ConfigError(
+                f"ema_decay is {self.ema_decay}", where="train.ema_decay", expected="over 0, below 1, such as 0.999"
+            )
+        if not self.step_timeout_s > 0:
+            raise ConfigError(
+                f"step_timeout_s is {self.step_timeout_s}", where="train.step_timeout_s", expected="seconds, over 0"
+            )
+
+
+@dataclass(frozen=True)
+class ProbeConfig:
+    """A linear classifier of points on the frozen encoder, trained and scored while pre-training goes on.
+
+    Args:
+        every_steps: Global steps between two probes; it needs labelled data (`--probe-data`).
+        num_train_frames: Frames that the classifier is fitted on, of other sequences than it is scored on.
+        num_test_frames: Frames that it is scored on.
+        points_a_frame: Labelled points that are drawn of each frame.
+    """
+
+    every_steps: int = 1000
+    num_train_frames: int = 48
+    num_test_frames: int = 24
+    points_a_frame: int = 4096
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        for name in ("every_steps", "num_train_frames", "num_test_frames", "points_a_frame"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}", where=f"probe.{name}", expected="at least 1")
 
 
 @dataclass(frozen=True)
@@ -89,6 +143,8 @@ class PretrainConfig:
         loss: The loss.
         optimiser: The optimiser.
         train: The run.
+        compute: How the network is computed.
+        probe: What tells which checkpoint transfers.
     """
 
     recipe: str
@@ -98,3 +154,5 @@ class PretrainConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
+    probe: ProbeConfig = field(default_factory=ProbeConfig)

@@ -32,12 +32,19 @@ CHANGEABLE = frozenset(
         "train.epochs",
         "train.checkpoint_every_steps",
         "train.keep_checkpoints",
+        "train.keep_best",
         "train.log_every_steps",
+        "train.on_non_finite",
+        "train.parallel",
+        "train.step_timeout_s",
         "data.on_bad_frame",
         "data.max_skipped",
     }
 )
-"""Fields that a resumed run may change: how long it runs, what it keeps, and how many broken frames end it."""
+"""Fields that a resumed run may change: how long it runs, what it keeps, what ends it, and how it is distributed."""
+
+CHANGEABLE_SECTIONS = ("compute.", "probe.")
+"""Sections of which it may change every field."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +152,6 @@ def prepare_run(
             resuming, the run names.
         CheckpointError: If the weights of `init` are missing or do not fit.
     """
-    _check_counts(config)
     out = uris.absolute(out)
     before = _recorded(out) if resume else None
     sources = as_sources(data)
@@ -305,12 +311,12 @@ def _check_unused(out: str) -> None:
 def _check_same(run: Run, before: RunRecord) -> None:
     """Check that a resumed run is the one that its folder holds."""
     config = read_config(run.out)
-    changed = [path for path in differing_fields(config, run.config) if path not in CHANGEABLE]
+    changed = [path for path in differing_fields(config, run.config) if not _changeable(path)]
     if changed:
         raise ConfigError(
             f"the config differs from the run's in {', '.join(changed)}",
             where=uris.join(run.out, CONFIG_FILE),
-            expected=f"the same config; only {', '.join(sorted(CHANGEABLE))} may change",
+            expected=f"the same config; only {', '.join(sorted({*CHANGEABLE, 'compute', 'probe'}))} may change",
             remedy="resume with the run's own values, or start a new run in another --out",
         )
     _check_same_classes(run)
@@ -326,6 +332,10 @@ def _check_same(run: Run, before: RunRecord) -> None:
         )
 
 
+def _changeable(path: str) -> bool:
+    return path in CHANGEABLE or path.startswith(CHANGEABLE_SECTIONS)
+
+
 def _check_same_classes(run: Run) -> None:
     """Check that the label set has not been made anew with other classes since the run's newest checkpoint."""
     latest = latest_checkpoint(run.out)
@@ -339,17 +349,3 @@ def _check_same_classes(run: Run) -> None:
             expected=f"{', '.join(learned)}, as the run has learned",
             remedy=f"start a new run in another --out; --init {run.out} keeps all but the head",
         )
-
-
-def _check_counts(config: PretrainConfig) -> None:
-    train = config.train
-    for name in (
-        "epochs",
-        "global_batch_size",
-        "micro_batch_size",
-        "checkpoint_every_steps",
-        "keep_checkpoints",
-        "log_every_steps",
-    ):
-        if getattr(train, name) < 1:
-            raise ConfigError(f"{name} is {getattr(train, name)}", where=f"train.{name}", expected="at least 1")
