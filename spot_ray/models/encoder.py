@@ -74,13 +74,23 @@ class VoxelResBackBone8x(nn.Module):
         Returns:
             (B, bev_channels, ny / 8, nx / 8) float32 BEV features; a channel is (out channel, height), height fastest.
         """
+        return self.fold(self.stage_outputs(features, indices, batch_size)[-1])
+
+    def stage_outputs(self, features: Tensor, indices: Tensor, batch_size: int) -> list[SparseTensor]:
+        """Return the sparse features of the four stages, at strides 1, 2, 4 and 8; arguments as of :meth:`forward`."""
         # spconv has no bfloat16 kernels, and its half precision is a choice of its own.
         with torch.autocast(features.device.type, enabled=False):
-            x = self._sparse.tensor(features.float(), indices, self.spatial_shape, batch_size)
-            x = self.conv_input(x)
+            x = self.conv_input(self._sparse.tensor(features.float(), indices, self.spatial_shape, batch_size))
+            outputs = []
             for stage in self.stages:
                 x = stage(x)
-            return to_dense(self.conv_out(x)).flatten(1, 2)
+                outputs.append(x)
+            return outputs
+
+    def fold(self, last: SparseTensor) -> Tensor:
+        """Return the BEV features, as :meth:`forward` does, of the last stage's output."""
+        with torch.autocast(last.features.device.type, enabled=False):
+            return to_dense(self.conv_out(last)).flatten(1, 2)
 
 
 def sparse_shape(voxel_shape: Size3) -> Size3:

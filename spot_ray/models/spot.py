@@ -13,8 +13,8 @@ from spot_ray.models.bev import BevEncoder
 from spot_ray.models.config import ModelConfig, VoxelConfig
 from spot_ray.models.decoder import BevMap, OccupancyDecoder
 from spot_ray.models.encoder import STRIDE, VoxelResBackBone8x, sees_whole_height
-from spot_ray.models.sparse import Size3, default_back_end
-from spot_ray.models.voxelise import voxelise
+from spot_ray.models.sparse import Size3, SparseTensor, default_back_end
+from spot_ray.models.voxelise import Voxels, voxelise
 
 
 class OccupancyModel(nn.Module):
@@ -65,7 +65,23 @@ class OccupancyModel(nn.Module):
         Raises:
             DataError: If no point of the batch lies in the range.
         """
-        batch_size = len(point_offsets) - 1
+        voxels = self._voxels(points, point_offsets)
+        bev = self.bev(self.encoder(voxels.features, voxels.indices, len(point_offsets) - 1))
+        logits: Tensor = self.decoder(bev, network_from_label)
+        return logits
+
+    def encode(self, points: Tensor, point_offsets: Tensor) -> tuple[list[SparseTensor], Tensor]:
+        """Return what downstream tasks build on; arguments and errors as of :meth:`forward`.
+
+        Returns:
+            The 3D encoder's sparse features at strides 1, 2, 4 and 8, and the (B, C, h, w) features of the 2D encoder.
+        """
+        voxels = self._voxels(points, point_offsets)
+        stages = self.encoder.stage_outputs(voxels.features, voxels.indices, len(point_offsets) - 1)
+        return stages, self.bev(self.encoder.fold(stages[-1]))
+
+    def _voxels(self, points: Tensor, point_offsets: Tensor) -> Voxels:
+        """Return the voxels of a batch, at least one."""
         voxels = voxelise(
             points,
             point_offsets,
@@ -81,9 +97,7 @@ class OccupancyModel(nn.Module):
                 expected="points in metres in the ego frame, z = 0 on the ground",
                 remedy="look at the frames with `spot-ray inspect`, or widen the range",
             )
-        bev = self.bev(self.encoder(voxels.features, voxels.indices, batch_size))
-        logits: Tensor = self.decoder(bev, network_from_label)
-        return logits
+        return voxels
 
 
 def build_model(config: ModelConfig, *, num_features: int, num_classes: int, grid: VoxelGrid) -> OccupancyModel:
