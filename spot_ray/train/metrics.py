@@ -15,7 +15,7 @@ the same names, those without a slash below `train/`.
     data/store_mb                 read from a remote store a sample, into the cache or past it (10^6 bytes)
     data/cache_mb                 read from the cache on the local disk a sample
     data/cache_requests           requests of the cache to the store a sample
-    data/skipped                  samples left out because their frame cannot be read
+    data/skipped                  samples left out because their frame cannot be read, or their step's loss is not finite
     data/skipped_total            the same since the run began
 
 What there is nothing to say of is left out: an IoU without truth, means over no sample, the queue of batches that
@@ -82,6 +82,7 @@ class StepResult:
         grad_norm: () float32 norm of the gradient before clipping.
         lr: Learning rate of the step.
         frames: B names, for messages.
+        copies: B numbers: which of the frame's repeats each is.
     """
 
     losses: Tensor
@@ -90,6 +91,7 @@ class StepResult:
     grad_norm: Tensor
     lr: float
     frames: tuple[str, ...]
+    copies: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -152,10 +154,12 @@ class StepMeter:
         self._traffic = Traffic()
 
     def add(self, result: StepResult, report: StepReport) -> None:
-        """Add a step."""
-        weighted = (result.losses * result.weight[:, None]).sum(dim=0)
-        self._losses += torch.cat([weighted, result.weight.sum()[None]])
-        self._counts += result.counts
+        """Add a step; the losses of one that was not taken, since its gradient is not finite, do not count."""
+        taken = result.grad_norm.isfinite()
+        weight = result.weight * taken
+        weighted = (result.losses.nan_to_num(0.0, 0.0, 0.0) * weight[:, None]).sum(dim=0)
+        self._losses += torch.cat([weighted, weight.sum()[None]])
+        self._counts += result.counts * taken
         self._grad_norm, self._lr = result.grad_norm, result.lr
         self._seconds += report.seconds
         self._waited += report.waited
@@ -163,11 +167,15 @@ class StepMeter:
             self._asked += 1
             self._ready += report.num_ready
         self._num_prepared += report.num_prepared
-        self._num_skipped += len(report.batch.skipped)
-        self._skipped += report.skipped
+        self.leave_out(report.skipped)
         for name, seconds in report.batch.stage_s.items():
             self._stage_s[name] += seconds
         self._traffic += report.batch.traffic
+
+    def leave_out(self, samples: Sequence[SkippedSample]) -> None:
+        """Add samples of this worker that the weights did not learn from."""
+        self._num_skipped += len(samples)
+        self._skipped += samples
 
     def figures(self) -> dict[str, float]:
         """Return the figures since the last call and start anew; all workers call it at the same step.
