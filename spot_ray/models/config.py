@@ -30,7 +30,7 @@ class EncoderConfig:
         out_channels: Channels of the last convolution, which halves the height.
         blocks: Residual blocks a stage; of no meaning to the plain encoder.
         kind: `residual`: every stage has residual blocks. `plain`: the first stage has one convolution, the others two
-            after the one that strides.
+            after the one that strides; OpenPCDet's has channels (16, 32, 64, 64).
     """
 
     channels: tuple[int, int, int, int] = (16, 32, 64, 128)

@@ -87,39 +87,45 @@ class OccupancyDecoder(nn.Module):
         """
         features = self.upsample(bev)
         if not (_is_identity(network_from_label) and self._feature_map.same_as(self._label_map)):
-            grid = sampling_grid(self._feature_map, self._label_map, _affine(network_from_label, len(bev)))
-            grid = grid.to(features, non_blocking=True)
+            affine = _affine(network_from_label, len(bev))
+            grid = sampling_grid(self._feature_map, self._label_map, affine, features.device)
+            # Places need float32, and its kernels read neighbouring cells of one channel together.
+            features = features.to(torch.float32, memory_format=torch.contiguous_format)
             features = functional.grid_sample(features, grid, mode="bilinear", align_corners=False)
         logits = self.head(features)
         return logits.unflatten(1, (self._num_outputs, self._num_z))
 
 
-def sampling_grid(feature_map: BevMap, label_map: BevMap, network_from_label: Tensor) -> Tensor:
+def sampling_grid(
+    feature_map: BevMap, label_map: BevMap, network_from_label: Tensor, device: torch.device | None = None
+) -> Tensor:
     """Return where each label cell's centre lies on the feature map.
 
     Args:
         feature_map: Where the features lie, network frame.
         label_map: Where the label cells lie, label frame.
         network_from_label: (B, 2, 3) affine `[A | t]`: xy_network = A · xy_label + t, metres.
+        device: Where to compute the grid; None: where the affine is. Only six numbers a sample travel there.
 
     Returns:
         (B, ny, nx, 2) float32 (x, y): -1 and 1 are the outer edges of the map, as `grid_sample` with
         `align_corners=False` has it.
     """
+    # All that is large or cancels is folded, in float64, into one affine from cell numbers to places.
     affine = network_from_label.double()
-    y, x = (
-        label_map.lower_m[axis] + label_map.cell_m[axis] * (torch.arange(count, device=affine.device).double() + 0.5)
-        for axis, count in ((1, label_map.shape[0]), (0, label_map.shape[1]))
-    )
-    center = torch.stack(torch.broadcast_tensors(x[None, :], y[:, None], torch.ones((), device=x.device)), dim=-1)
-    xy = torch.einsum("bij,yxj->byxi", affine, center.double())
-    lower = torch.tensor(feature_map.lower_m, dtype=torch.float64, device=affine.device)
-    extent = torch.tensor(
-        [cell * count for cell, count in zip(feature_map.cell_m, reversed(feature_map.shape), strict=True)],
-        dtype=torch.float64,
-        device=affine.device,
-    )
-    return (2 * (xy - lower) / extent - 1).float()
+    label_from_cell = torch.eye(3, dtype=torch.float64, device=affine.device)
+    for axis in (0, 1):
+        label_from_cell[axis, axis] = label_map.cell_m[axis]
+        label_from_cell[axis, 2] = label_map.lower_m[axis] + label_map.cell_m[axis] / 2
+    network_from_cell = affine @ label_from_cell
+    half_m = [cell * count / 2 for cell, count in zip(feature_map.cell_m, reversed(feature_map.shape), strict=True)]
+    center_m = [lower + half for lower, half in zip(feature_map.lower_m, half_m, strict=True)]
+    network_from_cell[:, :, 2] -= affine.new_tensor(center_m)
+    place_from_cell = network_from_cell / affine.new_tensor(half_m)[:, None]
+    columns = place_from_cell.float().to(device, non_blocking=True)[:, None, None]  # (B, 1, 1, 2, 3)
+    y, x = (torch.arange(count, dtype=torch.float32, device=columns.device) for count in label_map.shape)
+    # Multiplied one by one: a matrix product may be rounded to 10 bits on a GPU.
+    return columns[..., 0] * x[:, None] + (columns[..., 1] * y[:, None, None] + columns[..., 2])
 
 
 def _affine(network_from_label: Tensor | None, batch_size: int) -> Tensor:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from spot_ray.errors import ConfigError, DataError
@@ -12,8 +14,8 @@ from spot_ray.geometry.grid import VoxelGrid
 from spot_ray.models.bev import BevEncoder
 from spot_ray.models.config import ModelConfig, VoxelConfig
 from spot_ray.models.decoder import BevMap, OccupancyDecoder
-from spot_ray.models.encoder import STRIDE, VoxelResBackBone8x, sees_whole_height
-from spot_ray.models.sparse import Size3, SparseTensor, default_back_end
+from spot_ray.models.encoder import STRIDE, SparseEncoder, sees_whole_height
+from spot_ray.models.sparse import Size3, SparseBackEnd, SparseTensor, default_back_end
 from spot_ray.models.voxelise import Voxels, voxelise
 
 
@@ -32,7 +34,7 @@ class OccupancyModel(nn.Module):
 
     def __init__(
         self,
-        encoder: VoxelResBackBone8x,
+        encoder: SparseEncoder,
         bev: BevEncoder,
         decoder: OccupancyDecoder,
         *,
@@ -42,6 +44,10 @@ class OccupancyModel(nn.Module):
         max_points: int | None,
     ) -> None:
         super().__init__()
+        self.mark: Callable[[str], None] = _no_mark
+        """Called with `voxelise`, `encoder`, `bev` and `decoder`, each just before this part of a forward pass."""
+        self.dense_dtype = torch.float32
+        """What the 2D parts are computed in, under autocast; float32: as the caller's own autocast has it."""
         self.encoder = encoder
         self.bev = bev
         self.decoder = decoder
@@ -60,15 +66,21 @@ class OccupancyModel(nn.Module):
                 identity. On the CPU it costs no wait for the device.
 
         Returns:
-            (B, N + 1, nz, ny, nx) float32 logits on the label's grid; class 0 is empty.
+            (B, N + 1, nz, ny, nx) logits on the label's grid, float32 or `dense_dtype`; class 0 is empty.
 
         Raises:
             DataError: If no point of the batch lies in the range.
         """
+        self.mark("voxelise")
         voxels = self._voxels(points, point_offsets)
-        bev = self.bev(self.encoder(voxels.features, voxels.indices, len(point_offsets) - 1))
-        logits: Tensor = self.decoder(bev, network_from_label)
-        return logits
+        self.mark("encoder")
+        folded = self.encoder(voxels.features, voxels.indices, len(point_offsets) - 1)
+        with self._dense_precision(points.device):
+            self.mark("bev")
+            bev = self.bev(folded)
+            self.mark("decoder")
+            logits: Tensor = self.decoder(bev, network_from_label)
+            return logits
 
     def encode(self, points: Tensor, point_offsets: Tensor) -> tuple[list[SparseTensor], Tensor]:
         """Return what downstream tasks build on; arguments and errors as of :meth:`forward`.
@@ -78,7 +90,14 @@ class OccupancyModel(nn.Module):
         """
         voxels = self._voxels(points, point_offsets)
         stages = self.encoder.stage_outputs(voxels.features, voxels.indices, len(point_offsets) - 1)
-        return stages, self.bev(self.encoder.fold(stages[-1]))
+        folded = self.encoder.fold(stages[-1])
+        with self._dense_precision(points.device):
+            return stages, self.bev(folded)
+
+    def _dense_precision(self, device: torch.device) -> contextlib.AbstractContextManager[object]:
+        if self.dense_dtype == torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(device.type, dtype=self.dense_dtype)
 
     def _voxels(self, points: Tensor, point_offsets: Tensor) -> Voxels:
         """Return the voxels of a batch, at least one."""
@@ -100,7 +119,14 @@ class OccupancyModel(nn.Module):
         return voxels
 
 
-def build_model(config: ModelConfig, *, num_features: int, num_classes: int, grid: VoxelGrid) -> OccupancyModel:
+def build_model(
+    config: ModelConfig,
+    *,
+    num_features: int,
+    num_classes: int,
+    grid: VoxelGrid,
+    sparse: SparseBackEnd | None = None,
+) -> OccupancyModel:
     """Build the network with fresh weights; `torch.manual_seed` before it makes them repeatable.
 
     Args:
@@ -108,6 +134,7 @@ def build_model(config: ModelConfig, *, num_features: int, num_classes: int, gri
         num_features: Input features of a point, x, y, z among them.
         num_classes: Classes N of the taxonomy, without empty.
         grid: The label's grid.
+        sparse: The library of sparse convolutions; None: the installed one. Weights do not depend on it.
 
     Returns:
         The network, on the CPU, in training mode.
@@ -120,13 +147,14 @@ def build_model(config: ModelConfig, *, num_features: int, num_classes: int, gri
     voxel_shape = _voxel_shape(config.voxel)
     bev_cell_m = _bev_cell_m(config, voxel_shape)
     feature_map = _feature_map(config, bev_cell_m, grid)
-    encoder = VoxelResBackBone8x(
+    encoder = SparseEncoder(
         in_channels=num_features,
         channels=config.encoder.channels,
         out_channels=config.encoder.out_channels,
+        kind=config.encoder.kind,
         num_blocks=config.encoder.blocks,
         voxel_shape=voxel_shape,
-        sparse=default_back_end(),
+        sparse=default_back_end() if sparse is None else sparse,
     )
     bev = BevEncoder(
         in_channels=encoder.bev_channels,
@@ -160,6 +188,10 @@ def build_model(config: ModelConfig, *, num_features: int, num_classes: int, gri
 def count_parameters(module: nn.Module) -> int:
     """Return the number of trainable values."""
     return sum(parameter.numel() for parameter in module.parameters() if parameter.requires_grad)
+
+
+def _no_mark(_: str) -> None:
+    pass
 
 
 def _check_channels(config: ModelConfig) -> None:

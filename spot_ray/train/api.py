@@ -13,7 +13,7 @@ from spot_ray.storage.cache import CacheConfig
 from spot_ray.train.config import PretrainConfig
 
 if TYPE_CHECKING:
-    from spot_ray.models.encoder import VoxelResBackBone8x
+    from spot_ray.models.encoder import SparseEncoder
 
 
 def stream(
@@ -83,7 +83,7 @@ def stream(
     )
 
 
-def load_encoder(checkpoint: str, *, device: str = "cpu") -> VoxelResBackBone8x:
+def load_encoder(checkpoint: str, *, device: str = "cpu") -> SparseEncoder:
     """Return the pre-trained 3D encoder of a checkpoint (or of a run: its latest one), in evaluation mode.
 
     Raises:

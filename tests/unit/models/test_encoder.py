@@ -3,15 +3,15 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from spot_ray.models.encoder import VoxelResBackBone8x, bev_shape
+from spot_ray.models.encoder import SparseEncoder, bev_shape
 from spot_ray.models.sparse import SparseTensor, default_back_end
 
 SHAPE = (40, 16, 24)
 
 
-def encoder() -> VoxelResBackBone8x:
+def encoder() -> SparseEncoder:
     torch.manual_seed(0)
-    return VoxelResBackBone8x(
+    return SparseEncoder(
         in_channels=4,
         channels=(4, 6, 8, 8),
         out_channels=5,
