@@ -1,47 +1,58 @@
-"""Checkpoints: folders that are complete or not there.
+"""Checkpoints: where a run has them, and what is in them; `checkpoint_files.py` tells their files.
 
-    OUT/checkpoints/step_00000123/
-        model.safetensors       the network's state dict
-        optimiser.safetensors   Adam's state, keyed `KIND.PARAMETER`
-        state.json              how far the run is
-        config.json             the run's whole config
-        model.json              what the weights mean: features, classes, grid, sensors
-        complete.json           the size of every file above; written last
-
-A folder without `complete.json` does not exist to a reader, on a disk as in an object store. Nothing is unpickled.
+A checkpoint that is named is read as it is, and damage in it is an error. Of a run's folder the newest that is whole is
+read; the damaged ones that are passed over are named.
 """
 
 from __future__ import annotations
 
-import hashlib
+import functools
+import logging
 import re
-from dataclasses import dataclass
-from typing import TypeVar
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, TypeVar
 
-import safetensors
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from spot_ray.config.load import from_json, to_json
-from spot_ray.errors import CheckpointError, SpotRayError
+from spot_ray.config.load import from_json
+from spot_ray.errors import CheckpointError
 from spot_ray.geometry.grid import VoxelGrid
 from spot_ray.models.spot import OccupancyModel, build_model
 from spot_ray.schema.taxonomy import Taxonomy
 from spot_ray.storage import uri as uris
+from spot_ray.train.checkpoint_files import (
+    AVERAGED_FILE,
+    COMPLETE_FILE,
+    CONFIG_FILE,
+    DESCRIPTION_FILE,
+    MODEL_FILE,
+    OPTIMISER_FILE,
+    PROVENANCE_FILE,
+    STATE_FILE,
+    CheckpointFiles,
+    DamagedError,
+    open_checkpoint,
+    read_marker,
+)
 from spot_ray.train.config import PretrainConfig
-from spot_ray.train.loop import RunState
+from spot_ray.train.provenance import Origin, Provenance, without_credentials
+from spot_ray.train.state import RunState
 
 T = TypeVar("T")
 
-FORMAT_VERSION = 1
 CHECKPOINTS_DIR = "checkpoints"
-CONFIG_FILE = "config.json"
 
-_MODEL, _OPTIMISER, _STATE, _DESCRIPTION = "model.safetensors", "optimiser.safetensors", "state.json", "model.json"
-_COMPLETE = "complete.json"
+WeightsAsked = Literal["auto", "trained", "averaged"]
+"""`auto`: the moving average where a checkpoint has one."""
+WeightsKind = Literal["trained", "averaged"]
+
 _FOLDER = re.compile(r"step_(\d{8,})")
+_LOOKS = 5
+"""How often a run's folder is looked through anew because what was read went away meanwhile."""
 _ADAM_STATE = ("exp_avg", "exp_avg_sq", "step")
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -63,15 +74,75 @@ class ModelDescription:
     labels: str
 
 
+@dataclass(frozen=True, eq=False)
+class TrainTensors:
+    """All tensors of a run, whole (not sharded), on the CPU.
+
+    Args:
+        model: The network's state dict.
+        optimiser: Adam's state by `KIND.PARAMETER`; the kinds are exp_avg, exp_avg_sq and step.
+        ema: The moving average of the state dict, with the same keys; None: the run keeps none.
+    """
+
+    model: dict[str, Tensor]
+    optimiser: dict[str, Tensor]
+    ema: dict[str, Tensor] | None = None
+
+
 @dataclass(frozen=True)
-class _State:
+class StoredState:
+    """What `state.json` holds.
+
+    Args:
+        format_version: Version of the checkpoint's format.
+        run: How far the run is.
+        figures: The figures of this step.
+    """
+
     format_version: int
     run: RunState
+    figures: dict[str, float] = field(default_factory=dict)
 
 
-@dataclass(frozen=True)
-class _Complete:
-    sizes: dict[str, int]
+@dataclass(frozen=True, eq=False)
+class SavedCheckpoint:
+    """A checkpoint, read to go on from it.
+
+    Args:
+        uri: Its folder.
+        state: How far the run was.
+        tensors: Its tensors.
+        provenance: What it was trained on; None: a release wrote it that did not note that.
+    """
+
+    uri: str
+    state: RunState
+    tensors: TrainTensors
+    provenance: Provenance | None
+
+
+class StoredWeights(NamedTuple):
+    """The weights of a checkpoint.
+
+    Args:
+        tensors: The state dict, on the CPU.
+        description: What it means.
+        uri: The checkpoint.
+        kind: Whether these are the trained weights or their moving average.
+        digest: SHA-256 of their file in hex: the same wherever the checkpoint lies, and only then.
+        config: The run that it comes from.
+        step: Global steps it was trained for.
+        provenance: What it was trained on; None: a release wrote it that did not note that.
+    """
+
+    tensors: dict[str, Tensor]
+    description: ModelDescription
+    uri: str
+    kind: WeightsKind
+    digest: str
+    config: PretrainConfig
+    step: int
+    provenance: Provenance | None
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,12 +154,18 @@ class LoadedModel:
         config: The run that it comes from.
         description: What its weights mean.
         step: Global steps it was trained for.
+        weights: Whether it holds the trained weights or their moving average.
+        uri: The checkpoint; empty if it comes from none.
+        digest: SHA-256 of the file of its weights in hex; empty if it comes from none.
     """
 
     model: OccupancyModel
     config: PretrainConfig
     description: ModelDescription
     step: int
+    weights: WeightsKind = "trained"
+    uri: str = ""
+    digest: str = ""
 
     @property
     def features(self) -> tuple[str, ...]:
@@ -109,6 +186,272 @@ class LoadedModel:
     def lidar_names(self) -> tuple[str, ...]:
         """LiDARs of the rig that it was trained on."""
         return self.description.lidar_names
+
+
+def checkpoint_uri(run_uri: str, step: int) -> str:
+    """Return where a run keeps the checkpoint of a global step."""
+    return uris.join(run_uri, CHECKPOINTS_DIR, f"step_{step:08d}")
+
+
+def checkpoint_folders(run_uri: str) -> dict[int, str]:
+    """Return the URIs of a run's checkpoint folders by global step, ascending; complete or not."""
+    folder = uris.join(run_uri, CHECKPOINTS_DIR)
+    found = {int(match[1]): name for name in uris.list_dir(folder) if (match := _FOLDER.fullmatch(name))}
+    return {step: uris.join(folder, found[step]) for step in sorted(found)}
+
+
+def latest_checkpoint(run_uri: str) -> str | None:
+    """Return the URI of a run's newest complete checkpoint, damaged or not, or None if it has none."""
+    newest_first = reversed(checkpoint_folders(run_uri).values())
+    return next((uri for uri in newest_first if uris.exists(uris.join(uri, COMPLETE_FILE))), None)
+
+
+def resolve(uri: str) -> str:
+    """Return the checkpoint that a URI names: itself, or the newest complete one of the run whose folder it is.
+
+    Raises:
+        CheckpointError: If there is neither.
+    """
+    uri = uris.absolute(uri)
+    if uris.exists(uris.join(uri, COMPLETE_FILE)):
+        return uri
+    latest = latest_checkpoint(uri)
+    if latest is None:
+        raise _nothing_at(uri, ())
+    return latest
+
+
+def newest_usable(run_uri: str) -> tuple[SavedCheckpoint | None, tuple[str, ...]]:
+    """Read a run's newest checkpoint that is whole: every file has the size and SHA-256 that it was written with.
+
+    It may be called while the run writes and removes checkpoints.
+
+    Returns:
+        The checkpoint, None if the run has none that is whole; and a line for each newer one that was passed over,
+        which names the file and what is wrong with it.
+
+    Raises:
+        CheckpointError: If the newest whole one is of a newer format: to pass it over would lose what was trained.
+        DataError: If a file is not to be read, or the store is away.
+    """
+    return _newest(uris.absolute(run_uri), _saved)
+
+
+def load_model(uri: str, device: torch.device | str = "cpu", *, weights: WeightsAsked = "auto") -> LoadedModel:
+    """Load a network for prediction.
+
+    Args:
+        uri: A checkpoint's folder, or a run's: then its newest that is whole; those passed over are logged.
+        device: Where to put it.
+        weights: The trained weights, or their moving average; `auto`: the average where there is one.
+
+    Returns:
+        The network in evaluation mode, with what its weights mean.
+
+    Raises:
+        CheckpointError: If the checkpoint is missing, damaged, incomplete, of another format, or has no average and
+            that is asked for.
+    """
+    stored = read_weights(uri, weights=weights)
+    description = stored.description
+    model = build_model(
+        stored.config.model,
+        num_features=len(description.features),
+        num_classes=description.taxonomy.num_classes,
+        grid=description.grid,
+    )
+    load_strictly(model, stored.tensors, stored.uri)
+    return LoadedModel(
+        model=model.to(device).eval(),
+        config=stored.config,
+        description=description,
+        step=stored.step,
+        weights=stored.kind,
+        uri=stored.uri,
+        digest=stored.digest,
+    )
+
+
+def read_weights(uri: str, *, weights: WeightsAsked = "auto") -> StoredWeights:
+    """Return a checkpoint's state dict on the CPU, and what it means.
+
+    Args:
+        uri: A checkpoint's folder, or a run's: then its newest that is whole; those passed over are logged.
+        weights: The trained weights, or their moving average; `auto`: the average where there is one.
+
+    Raises:
+        CheckpointError: If the checkpoint is missing, damaged, incomplete, of another format, or has no average and
+            that is asked for.
+    """
+    return _read(uri, functools.partial(_weights, asked=weights))
+
+
+def read_description(uri: str) -> ModelDescription:
+    """Return what the weights of a checkpoint, or of the newest whole one of a run, mean.
+
+    Raises:
+        CheckpointError: If the checkpoint is missing, damaged or incomplete.
+    """
+    return _read(uri, lambda files: files.parse(ModelDescription, DESCRIPTION_FILE))
+
+
+def read_provenance(uri: str) -> Provenance | None:
+    """Return what a checkpoint, or the newest whole one of a run, was trained on; None: it was written before 2.
+
+    Raises:
+        CheckpointError: If the checkpoint is missing, damaged or incomplete.
+    """
+    return _read(uri, _provenance)
+
+
+def read_origin(init: str | None, *, resumed: SavedCheckpoint | None) -> Origin | None:
+    """Return what a run began with, for its provenance.
+
+    Args:
+        init: The checkpoint, or the run, of `--init`; None: it began with random numbers.
+        resumed: The run's own checkpoint, if the run goes on from one: that tells it even where `init` is gone.
+
+    Raises:
+        CheckpointError: If the checkpoint is missing, damaged or incomplete.
+    """
+    if resumed is not None and resumed.provenance is not None:
+        return resumed.provenance.before
+    if init is None:
+        return None
+    stored = read_weights(init)
+    return Origin(without_credentials(stored.uri), stored.digest, stored.provenance)
+
+
+def read_config(run_uri: str) -> PretrainConfig | None:
+    """Return the config that a run's folder holds, or None if no run is there."""
+    file = uris.join(run_uri, CONFIG_FILE)
+    return from_json(PretrainConfig, uris.read_bytes(file), where=file) if uris.exists(file) else None
+
+
+def load_strictly(model: nn.Module, weights: dict[str, Tensor], where: str) -> None:
+    """Put all weights of a checkpoint into a network, and nothing else.
+
+    Args:
+        model: The network, without a wrapper; overwritten.
+        weights: A state dict.
+        where: The checkpoint, for the message.
+
+    Raises:
+        CheckpointError: If they are of another network.
+    """
+    try:
+        model.load_state_dict(weights, strict=True)
+    except RuntimeError as error:
+        raise CheckpointError(
+            f"the weights do not fit the network: {error}",
+            where=where,
+            remedy="load it with the config that it was trained with, or start a new run from it with --init",
+        ) from None
+
+
+def _read(uri: str, read: Callable[[CheckpointFiles], T]) -> T:
+    """Read the checkpoint that a URI names, or the newest whole one of the run whose folder it is."""
+    uri = uris.absolute(uri)
+    if uris.exists(uris.join(uri, COMPLETE_FILE)):
+        return read(open_checkpoint(uri))
+    found, passed_over = _newest(uri, read)
+    if found is None:
+        raise _nothing_at(uri, passed_over)
+    for line in passed_over:
+        _log.warning("passed over: %s", line)
+    return found
+
+
+def _newest(run_uri: str, read: Callable[[CheckpointFiles], T]) -> tuple[T | None, tuple[str, ...]]:
+    """Read a run's newest checkpoint whose files are all there and of which `read` finds no damage."""
+    for _ in range(_LOOKS):
+        passed_over: list[str] = []
+        seen: set[str | None] = {None}
+        for uri in reversed(checkpoint_folders(run_uri).values()):
+            marker = read_marker(uri)
+            if marker is None:
+                passed_over.append(f"{uri}: it has no {COMPLETE_FILE}: it was not written to its end")
+                continue
+            seen.add(uri)
+            try:
+                files = CheckpointFiles(uri, marker)
+                files.check_sizes()
+                return read(files), tuple(passed_over)
+            except DamagedError as error:
+                if read_marker(uri) != marker:
+                    break  # it was removed, or written anew, while it was read
+                passed_over.append(f"{error.where}: {error.what}")
+        else:
+            if latest_checkpoint(run_uri) in seen:  # else one was finished, and older ones removed, meanwhile
+                return None, tuple(passed_over)
+    raise CheckpointError(
+        "the run's checkpoints go away faster than they can be read",
+        where=run_uri,
+        remedy="keep more of them (train.keep_checkpoints), or write them less often (train.checkpoint_every_steps)",
+    )
+
+
+def _nothing_at(uri: str, passed_over: tuple[str, ...]) -> CheckpointError:
+    if passed_over:
+        return CheckpointError(
+            f"none of the run's checkpoints is whole: {'; '.join(passed_over)}",
+            where=uri,
+            remedy="copy the folder again, or start a new run",
+        )
+    if _FOLDER.fullmatch(uri.rsplit("/", 1)[-1]) and uris.exists(uri):
+        return CheckpointError(
+            f"the checkpoint has no {COMPLETE_FILE}: it was not written to its end",
+            where=uri,
+            remedy="name another checkpoint, or the run's folder for its newest whole one",
+        )
+    return CheckpointError("no checkpoint is here", where=uri, expected="a checkpoint's folder or a run's folder")
+
+
+def _saved(files: CheckpointFiles) -> SavedCheckpoint:
+    for name in (CONFIG_FILE, DESCRIPTION_FILE):  # of no use here, but they have to be whole too
+        files.read(name)
+    tensors = TrainTensors(
+        model=files.tensors(MODEL_FILE),
+        optimiser=files.tensors(OPTIMISER_FILE),
+        ema=files.tensors(AVERAGED_FILE) if AVERAGED_FILE in files else None,
+    )
+    return SavedCheckpoint(files.uri, files.parse(StoredState, STATE_FILE).run, tensors, _provenance(files))
+
+
+def _weights(files: CheckpointFiles, *, asked: WeightsAsked) -> StoredWeights:
+    has_average = AVERAGED_FILE in files
+    if asked == "averaged" and not has_average:
+        raise CheckpointError(
+            "the checkpoint has no averaged weights",
+            where=files.uri,
+            expected="one of a run that keeps a moving average (train.ema_decay)",
+            remedy="ask for the trained weights",
+        )
+    kind: WeightsKind = "averaged" if has_average and asked != "trained" else "trained"
+    name = AVERAGED_FILE if kind == "averaged" else MODEL_FILE
+    return StoredWeights(
+        tensors=files.tensors(name),
+        description=files.parse(ModelDescription, DESCRIPTION_FILE),
+        uri=files.uri,
+        kind=kind,
+        digest=files.digest(name),
+        config=files.parse(PretrainConfig, CONFIG_FILE),
+        step=files.parse(StoredState, STATE_FILE).run.step,
+        provenance=_provenance(files),
+    )
+
+
+def _provenance(files: CheckpointFiles) -> Provenance | None:
+    return files.parse(Provenance, PROVENANCE_FILE) if PROVENANCE_FILE in files else None
+
+
+def weights_digest(uri: str) -> str:
+    """Return the SHA-256 of a checkpoint's weights in hex: the same wherever the checkpoint lies, and only then.
+
+    Raises:
+        CheckpointError: If the checkpoint is missing, incomplete or of another format.
+    """
+    return _read(uri, lambda files: files.digest(MODEL_FILE))
 
 
 def save_checkpoint(
@@ -136,77 +479,18 @@ def save_checkpoint(
         The checkpoint's URI.
     """
     uri = checkpoint_uri(run_uri, state.step)
-    files = {
-        _MODEL: safetensors.torch.save(_contiguous(model.state_dict())),
-        _OPTIMISER: safetensors.torch.save(_contiguous(_adam_state(model, optimiser))),
-        _STATE: to_json(_State(FORMAT_VERSION, state)).encode(),
-        CONFIG_FILE: to_json(config).encode(),
-        _DESCRIPTION: to_json(description).encode(),
-    }
-    uris.remove_tree(uri)  # what a killed run may have left
-    for name, data in files.items():
-        uris.write_bytes(uris.join(uri, name), data)
-    sizes = {name: len(data) for name, data in files.items()}
-    uris.write_bytes(uris.join(uri, _COMPLETE), to_json(_Complete(sizes)).encode())
-    for old in _complete_checkpoints(run_uri)[:-keep]:
-        _remove(old)
-    return uri
+    from spot_ray.train.checkpoint_save import write_checkpoint
 
-
-def checkpoint_uri(run_uri: str, step: int) -> str:
-    """Return where a run keeps the checkpoint of a global step."""
-    return uris.join(run_uri, CHECKPOINTS_DIR, f"step_{step:08d}")
-
-
-def latest_checkpoint(run_uri: str) -> str | None:
-    """Return the URI of a run's newest complete checkpoint, or None if it has none."""
-    return next(reversed(_complete_checkpoints(run_uri)), None)
-
-
-def resolve(uri: str) -> str:
-    """Return the checkpoint that a URI names: itself, or the newest one of the run whose folder it is.
-
-    Raises:
-        CheckpointError: If there is neither.
-    """
-    uri = uris.absolute(uri)
-    if uris.exists(uris.join(uri, _COMPLETE)):
-        return uri
-    latest = latest_checkpoint(uri)
-    if latest is not None:
-        return latest
-    if _FOLDER.fullmatch(uri.rsplit("/", 1)[-1]) and uris.exists(uri):
-        raise CheckpointError(
-            f"the checkpoint has no {_COMPLETE}: it was not written to its end",
-            where=uri,
-            remedy="name another checkpoint, or the run's folder for its newest complete one",
-        )
-    raise CheckpointError("no checkpoint is here", where=uri, expected="a checkpoint's folder or a run's folder")
-
-
-def load_model(uri: str, device: torch.device | str = "cpu") -> LoadedModel:
-    """Load a network for prediction.
-
-    Args:
-        uri: A checkpoint's folder, or a run's: then its newest.
-        device: Where to put it.
-
-    Returns:
-        The network in evaluation mode, with what its weights mean.
-
-    Raises:
-        CheckpointError: If the checkpoint is missing, incomplete or of another format.
-    """
-    checkpoint = _Reader(resolve(uri))
-    config, description = checkpoint.config(), checkpoint.description()
-    model = build_model(
-        config.model,
-        num_features=len(description.features),
-        num_classes=description.taxonomy.num_classes,
-        grid=description.grid,
+    tensors = TrainTensors(_contiguous(model.state_dict()), _contiguous(_adam_state(model, optimiser)))
+    provenance = Provenance(())
+    uri = write_checkpoint(
+        run_uri, state, tensors, figures={}, config=config, description=description, provenance=provenance
     )
-    _load_strictly(model, checkpoint.tensors(_MODEL), checkpoint.uri)
-    return LoadedModel(model.to(device).eval(), config, description, checkpoint.state().step)
+    complete = [old for old in checkpoint_folders(run_uri).values() if uris.exists(uris.join(old, COMPLETE_FILE))]
+    for old in complete[:-keep]:
+        uris.remove_files([uris.join(old, COMPLETE_FILE)])
+        uris.remove_tree(old)
+    return uri
 
 
 def resume_state(uri: str, *, model: nn.Module, optimiser: torch.optim.Optimizer) -> RunState:
@@ -223,134 +507,19 @@ def resume_state(uri: str, *, model: nn.Module, optimiser: torch.optim.Optimizer
     Raises:
         CheckpointError: If the checkpoint is incomplete, of another format, or of another network.
     """
-    checkpoint = _Reader(resolve(uri))
-    state = checkpoint.state()
-    _load_strictly(model, checkpoint.tensors(_MODEL), checkpoint.uri)
-    adam = checkpoint.tensors(_OPTIMISER)
+    saved = _read(uri, _saved)
+    load_strictly(model, saved.tensors.model, saved.uri)
+    adam = saved.tensors.optimiser
     names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     if set(adam) != {f"{kind}.{name}" for kind in _ADAM_STATE for name in names}:
-        raise CheckpointError("the optimiser's state is of another network", where=checkpoint.uri)
+        raise CheckpointError("the optimiser's state is of another network", where=saved.uri)
     optimiser.load_state_dict(
         {
             "state": {i: {kind: adam[f"{kind}.{name}"] for kind in _ADAM_STATE} for i, name in enumerate(names)},
             "param_groups": optimiser.state_dict()["param_groups"],
         }
     )
-    return state
-
-
-def read_config(run_uri: str) -> PretrainConfig | None:
-    """Return the config that a run's folder holds, or None if no run is there."""
-    file = uris.join(run_uri, CONFIG_FILE)
-    return from_json(PretrainConfig, uris.read_bytes(file), where=file) if uris.exists(file) else None
-
-
-def read_description(uri: str) -> ModelDescription:
-    """Return what the weights of a checkpoint, or of the newest one of a run, mean.
-
-    Raises:
-        CheckpointError: If the checkpoint is missing or incomplete.
-    """
-    return _Reader(resolve(uri)).description()
-
-
-def read_weights(uri: str) -> tuple[dict[str, Tensor], ModelDescription, str]:
-    """Return a checkpoint's state dict on the CPU, what it means, and the checkpoint's URI.
-
-    Raises:
-        CheckpointError: If the checkpoint is missing, incomplete or of another format.
-    """
-    checkpoint = _Reader(resolve(uri))
-    checkpoint.state()
-    return checkpoint.tensors(_MODEL), checkpoint.description(), checkpoint.uri
-
-
-def weights_digest(uri: str) -> str:
-    """Return the SHA-256 of a checkpoint's weights in hex: the same wherever the checkpoint lies, and only then.
-
-    Raises:
-        CheckpointError: If the checkpoint is missing, incomplete or of another format.
-    """
-    return _Reader(resolve(uri)).digest(_MODEL)
-
-
-class _Reader:
-    """Reads the files of one checkpoint and checks their sizes."""
-
-    def __init__(self, uri: str) -> None:
-        self.uri = uri
-        self._sizes = self._parse(_Complete, _COMPLETE, uris.read_bytes(uris.join(uri, _COMPLETE))).sizes
-
-    def state(self) -> RunState:
-        state = self._parse(_State, _STATE, self._bytes(_STATE))
-        if state.format_version != FORMAT_VERSION:
-            raise CheckpointError(
-                f"the checkpoint's format is version {state.format_version}",
-                where=self.uri,
-                expected=f"version {FORMAT_VERSION}",
-                remedy="use the release of spot_ray that wrote it",
-            )
-        return state.run
-
-    def config(self) -> PretrainConfig:
-        return self._parse(PretrainConfig, CONFIG_FILE, self._bytes(CONFIG_FILE))
-
-    def description(self) -> ModelDescription:
-        return self._parse(ModelDescription, _DESCRIPTION, self._bytes(_DESCRIPTION))
-
-    def tensors(self, name: str) -> dict[str, Tensor]:
-        try:
-            tensors: dict[str, Tensor] = safetensors.torch.load(self._bytes(name))
-        except safetensors.SafetensorError as error:
-            raise CheckpointError(f"not a safetensors file: {error}", where=uris.join(self.uri, name)) from None
-        return tensors
-
-    def digest(self, name: str) -> str:
-        return hashlib.sha256(self._bytes(name)).hexdigest()
-
-    def _bytes(self, name: str) -> bytes:
-        file = uris.join(self.uri, name)
-        data = uris.read_bytes(file) if uris.exists(file) else b""
-        if len(data) != self._sizes.get(name):
-            raise CheckpointError(
-                f"the file has {len(data)} bytes",
-                where=file,
-                expected=f"{self._sizes.get(name)} bytes, as {_COMPLETE} says",
-                remedy="the checkpoint is damaged: name an earlier one",
-            )
-        return data
-
-    def _parse(self, cls: type[T], name: str, text: bytes) -> T:
-        try:
-            return from_json(cls, text, where=uris.join(self.uri, name))
-        except SpotRayError as error:
-            remedy = "if it is damaged, name another checkpoint; else use the release of spot_ray that wrote it"
-            raise CheckpointError(error.what, where=error.where, expected=error.expected, remedy=remedy) from None
-
-
-def _complete_checkpoints(run_uri: str) -> list[str]:
-    """Return the URIs of a run's complete checkpoints, oldest first."""
-    folder = uris.join(run_uri, CHECKPOINTS_DIR)
-    found = {int(match[1]): name for name in uris.list_dir(folder) if (match := _FOLDER.fullmatch(name))}
-    checkpoints = [uris.join(folder, found[step]) for step in sorted(found)]
-    return [uri for uri in checkpoints if uris.exists(uris.join(uri, _COMPLETE))]
-
-
-def _remove(checkpoint_uri: str) -> None:
-    """Remove a checkpoint, its marker first, so that nobody takes what is left for a checkpoint."""
-    uris.remove_files([uris.join(checkpoint_uri, _COMPLETE)])
-    uris.remove_tree(checkpoint_uri)
-
-
-def _load_strictly(model: nn.Module, weights: dict[str, Tensor], where: str) -> None:
-    try:
-        model.load_state_dict(weights, strict=True)
-    except RuntimeError as error:
-        raise CheckpointError(
-            f"the weights do not fit the network: {error}",
-            where=where,
-            remedy="load it with the config that it was trained with, or start a new run from it with --init",
-        ) from None
+    return saved.state
 
 
 def _adam_state(model: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:

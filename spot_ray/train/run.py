@@ -21,7 +21,8 @@ from spot_ray.schema.subset import Subset
 from spot_ray.schema.taxonomy import Taxonomy
 from spot_ray.storage import uri as uris
 from spot_ray.storage.dataset import open_dataset
-from spot_ray.train.checkpoint import CONFIG_FILE, ModelDescription, latest_checkpoint, read_config, read_description
+from spot_ray.train.checkpoint import ModelDescription, latest_checkpoint, read_config, read_description
+from spot_ray.train.checkpoint_files import CONFIG_FILE
 from spot_ray.train.config import PretrainConfig
 from spot_ray.train.transfer import LoadReport, load_weights
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from spot_ray.errors import CheckpointError
 from spot_ray.geometry.grid import VoxelGrid
 from spot_ray.schema.taxonomy import Taxonomy
-from spot_ray.train.checkpoint import read_weights
+from spot_ray.train.checkpoint import WeightsKind, read_weights
 
 INPUT_WEIGHT = "encoder.conv_input.conv.weight"
 """The one weight with an axis of input features: its last, (out, kz, ky, kx, in)."""
@@ -29,6 +29,7 @@ class LoadReport:
         fresh: Keys of the network that keep their fresh values, because the classes or the grid's height differ.
         new_features: Input features that the checkpoint does not know; their weights start at zero.
         unused_features: Input features of the checkpoint that this run does not have.
+        weights: Whether the checkpoint's trained weights were taken or their moving average.
     """
 
     uri: str
@@ -36,10 +37,11 @@ class LoadReport:
     fresh: tuple[str, ...]
     new_features: tuple[str, ...]
     unused_features: tuple[str, ...]
+    weights: WeightsKind
 
     def __str__(self) -> str:
         """Return what to tell the user, one fact a line."""
-        lines = [f"{len(self.loaded)} weights loaded from {self.uri}"]
+        lines = [f"{len(self.loaded)} {self.weights} weights loaded from {self.uri}"]
         lines += [
             f"  {text}: {', '.join(names)}"
             for text, names in (
@@ -58,7 +60,8 @@ def load_weights(
     """Take over the weights of a checkpoint.
 
     The channels of the first convolution are found by the names of their features. The head is taken over only if it
-    predicts the same classes over the same number of voxels in a column.
+    predicts the same classes over the same number of voxels in a column. Where the checkpoint has a moving average of
+    its weights, that is taken.
 
     Args:
         model: The fresh network of this run; overwritten.
@@ -74,7 +77,8 @@ def load_weights(
         CheckpointError: If the checkpoint is missing or damaged, or a weight is missing, superfluous or of another
             shape for another reason than the above; nothing is loaded then.
     """
-    weights, description, source = read_weights(uri)
+    stored = read_weights(uri, weights="auto")
+    weights, description, source = stored.tensors, stored.description, stored.uri
     own = model.state_dict()
     same_head = description.taxonomy.class_names == taxonomy.class_names and description.grid.shape[2] == grid.shape[2]
     fresh = () if same_head else tuple(key for key in own if key.startswith(HEAD_PREFIX))
@@ -90,6 +94,7 @@ def load_weights(
         fresh=fresh,
         new_features=tuple(f for f in features if f not in description.features),
         unused_features=tuple(f for f in description.features if f not in features),
+        weights=stored.kind,
     )
 
 
