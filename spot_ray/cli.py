@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from spot_ray import commands
+from spot_ray import commands, dry_run
 from spot_ray.errors import InstallError, SpotRayError
 
 _EXAMPLES = {
@@ -108,6 +108,7 @@ def _add_data_verbs(verb: _Verb) -> None:
     sub.add_argument("--relative-poses", action="store_true", help="remove the place on earth from the poses")
     sub.add_argument("--lossless", action="store_true", help="store coordinates as float32, at twice the size")
     sub.add_argument("--workers", type=_count, help="sequences converted at once (default: one a core)")
+    dry_run.add_flags(sub, frames="frames of all sequences, where they are known: else sequences are read to their end")
 
     sub = verb("subset", commands.subset, "Draw a part of a dataset, the same one for the same seed, for later verbs.")
     sub.add_argument("--data", required=True, metavar="URI", help="the dataset")
@@ -200,6 +201,7 @@ def _add_label_verbs(verb: _Verb) -> None:
         metavar="NAME",
         help="an input feature of the network that this dataset lacks: 0 for every point; may be repeated",
     )
+    dry_run.add_flags(sub)
     sub.add_argument("--print-config", action="store_true", help="print the resolved config and stop")
     sub.epilog = (
         "Stopped or killed, the same command goes on with what is missing. Every field of the config can be set by its "

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from spot_ray import dry_run
 from spot_ray.errors import ConfigError, InstallError
 
 if TYPE_CHECKING:
@@ -42,24 +43,30 @@ def synthesize(options: argparse.Namespace, _: list[str]) -> None:
 
 def convert(options: argparse.Namespace, _: list[str]) -> None:
     """Bring in a raw log."""
+    asked: dict[str, Any] = {
+        "source": options.source,
+        "uri": options.out,
+        "version": options.version,
+        "options": _source_options(options.option),
+        "sequences": options.sequences,
+        "limit": options.limit,
+        "on_bad_frame": options.on_bad_frame,
+        "relative_poses": options.relative_poses,
+        "lossless": options.lossless,
+        "num_workers": options.workers,
+    }
+    if dry_run.is_dry(options):
+        from spot_ray.convert.estimate import SECONDS, estimate_conversion
+
+        frames = None if options.dry_run_frames is None else int(options.dry_run_frames)
+        seconds = options.dry_run_seconds or SECONDS
+        say(dry_run.tell(options, estimate_conversion(options.name, **asked, seconds=seconds, num_frames=frames)))
+        return
     from spot_ray.convert.run import convert as run
     from spot_ray.progress import shown_progress
 
     with shown_progress("convert") as on_progress:
-        report = run(
-            options.name,
-            source=options.source,
-            uri=options.out,
-            version=options.version,
-            options=_source_options(options.option),
-            sequences=options.sequences,
-            limit=options.limit,
-            on_bad_frame=options.on_bad_frame,
-            relative_poses=options.relative_poses,
-            lossless=options.lossless,
-            num_workers=options.workers,
-            on_progress=on_progress,
-        )
+        report = run(options.name, **asked, on_progress=on_progress)
     for frame in report.set_aside:
         place = f"{frame.sequence_id}/{frame.frame_id}" if frame.frame_id else f"{frame.sequence_id} from here on"
         say(f"set aside: {place}: {frame.what} ({frame.where})")
@@ -103,7 +110,10 @@ def remove(options: argparse.Namespace, _: list[str]) -> None:
 
 def label(options: argparse.Namespace, rest: list[str]) -> None:
     """Make occupancy labels."""
+    is_dry = dry_run.is_dry(options)
     if options.from_checkpoint is not None:
+        if is_dry:
+            raise ConfigError("--dry-run does not go with --from-checkpoint", expected="labels made from the sweeps")
         _label_with_checkpoint(options, rest)
         return
     for flag in ("min_confidence", "min_confidence_empty", "only_seen", "zero_feature"):
@@ -120,19 +130,24 @@ def label(options: argparse.Namespace, rest: list[str]) -> None:
     if options.print_config:
         say(to_json(config))
         return
+    asked: dict[str, Any] = {
+        "name": options.name,
+        "config": config,
+        "num_workers": options.workers,
+        "overwrite": options.overwrite,
+        "subset": _read_subset(options.subset),
+    }
+    if is_dry:
+        from spot_ray.occupancy.estimate import SECONDS, estimate_labels
+
+        seconds = options.dry_run_seconds or SECONDS
+        say(dry_run.tell(options, estimate_labels(options.data, **asked, seconds=seconds)))
+        return
     from spot_ray.occupancy.run import label_dataset
     from spot_ray.progress import shown_progress
 
     with shown_progress("label") as on_progress:
-        report = label_dataset(
-            options.data,
-            name=options.name,
-            config=config,
-            num_workers=options.workers,
-            overwrite=options.overwrite,
-            subset=_read_subset(options.subset),
-            on_progress=on_progress,
-        )
+        report = label_dataset(options.data, **asked, on_progress=on_progress)
     if report.sequences:
         say(str(report))
     else:

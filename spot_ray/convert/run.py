@@ -90,7 +90,7 @@ def convert(
     log = open_by_name(source_name, source, version=version, options=options)
     log_info = log.info()
     info = dataclasses.replace(log_info, lossless=lossless or log_info.lossless)
-    chosen = _choose(log.sequences(), sequences, limit)
+    chosen = choose(log.sequences(), sequences, limit)
     ray_is_there = has_ray(num_workers)
     ingest = Ingest(uri, info, chosen)
     work = _Work(log, ingest.uri, info, WriteOptions(on_bad_frame, relative_poses))
@@ -162,7 +162,17 @@ class _Tally:
         )
 
 
-def _choose(known: tuple[str, ...], wanted: Sequence[str] | None, limit: int | None) -> tuple[str, ...]:
+def choose(known: tuple[str, ...], wanted: Sequence[str] | None, limit: int | None) -> tuple[str, ...]:
+    """Return the sequences of a source that are asked for, in its order.
+
+    Args:
+        known: All of them.
+        wanted: Only these, or None: all.
+        limit: Only so many of them, the first ones; None for all.
+
+    Raises:
+        ConfigError: If there is none, or none of such a name.
+    """
     unknown = [name for name in wanted or () if name not in set(known)]
     if unknown:
         raise ConfigError(

@@ -18,7 +18,7 @@ from spot_ray.errors import ConfigError, DataError, StoreError
 from spot_ray.schema.dataset import DatasetInfo
 from spot_ray.schema.sweep import Sweep
 
-_MACHINERY = {"source", "run", "files"}
+_MACHINERY = {"source", "run", "files", "estimate"}
 """Modules of this package that are not a dataset."""
 
 T = TypeVar("T")

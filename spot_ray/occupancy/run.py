@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import closing
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from typing import cast
 
 import pyarrow.compute as pc
@@ -23,6 +23,42 @@ from spot_ray.storage.dataset import Dataset, open_dataset
 from spot_ray.storage.label_ingest import LabelIngest
 from spot_ray.storage.label_plan import Provenance, sequences_to_label, set_to_add_to, source_hashes
 from spot_ray.storage.occupancy import OccupancySet
+
+
+@dataclass(frozen=True, eq=False)
+class LabelPlan:
+    """What a run that labels a dataset is to do.
+
+    Args:
+        dataset: The dataset.
+        sequences: The sequences that are to have labels, those that have them already among them.
+        existing: The set that is added to; None: it is made, or replaced.
+        tier: Which labels the source has.
+        kind: The classes of the set.
+    """
+
+    dataset: Dataset
+    sequences: tuple[str, ...]
+    existing: OccupancySet | None
+    tier: Tier
+    kind: ClassKind
+
+
+def plan_labels(
+    uri: str, *, name: str, config: LabelConfig, overwrite: bool = False, subset: Subset | None = None
+) -> LabelPlan:
+    """Check all that :func:`label_dataset` checks, of whose arguments these are, and write nothing.
+
+    Raises:
+        ConfigError: See :func:`label_dataset`.
+        DataError: See there.
+    """
+    dataset = open_dataset(uri)
+    sequences = sequences_to_label(dataset, subset)
+    made = {"config": to_json(config, indent=None)}
+    existing = set_to_add_to(dataset, name, made=made, sequences=sequences, subset=subset, overwrite=overwrite)
+    tier, kind = _classes(dataset, config, sequences, existing)
+    return LabelPlan(dataset, sequences, existing, tier, kind)
 
 
 def label_dataset(
@@ -71,11 +107,8 @@ def label_dataset(
         InstallError: If several workers are asked for and Ray is not installed.
     """
     ray_is_there = has_ray(num_workers)
-    dataset = open_dataset(uri)
-    sequences = sequences_to_label(dataset, subset)
-    made = {"config": to_json(config, indent=None)}
-    existing = set_to_add_to(dataset, name, made=made, sequences=sequences, subset=subset, overwrite=overwrite)
-    tier, kind = _classes(dataset, config, sequences, existing)
+    plan = plan_labels(uri, name=name, config=config, overwrite=overwrite, subset=subset)
+    dataset, sequences, existing, kind = plan.dataset, plan.sequences, plan.existing, plan.kind
     figures = [field.name for field in fields(LabelReport)]
     hashes = source_hashes(dataset, figures, to_json(config), kind)
     ingest = LabelIngest(dataset.uri, name, sequences, hash_of=hashes.get, replace=overwrite)
@@ -97,7 +130,7 @@ def label_dataset(
         found = (LabelReport(**note.figures) for note in ingest.notes().values())
         total = sum(found, LabelReport())
         classes, _ = label_classes(dataset.info.taxonomy, kind)
-        provenance = _provenance(config, total, tier, kind, existing)
+        provenance = _provenance(config, total, plan.tier, kind, existing)
         ingest.show(OccupancyInfo(name, config.grid, classes, provenance))
     except SpotRayError as error:
         raise ingest.with_way_on(error) from None

@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 _MAGIC = b"PAR1"
 _END = struct.Struct("<I4s")
 """A footer's length and the magic bytes end a file."""
-_TAIL_BYTES = 128 * 1024
+TAIL_BYTES = 128 * 1024
 """Read first of a remote file: the footer of 200 frames of labels, which are small; that of sweeps takes two requests.
 """
 
@@ -45,7 +45,7 @@ class Footer:
     def __init__(self, source: pa.NativeFile, *, is_remote: bool) -> None:
         from spot_ray.storage.footer_kernel import row_group_places
 
-        self._bytes = _read(source, _TAIL_BYTES if is_remote else _END.size)
+        self._bytes = _read(source, TAIL_BYTES if is_remote else _END.size)
         try:
             self._places = row_group_places(np.frombuffer(self._bytes, np.uint8).copy())
         except (IndexError, ValueError):
@@ -74,8 +74,16 @@ class Footer:
 
     def num_bytes(self, group: pq.RowGroupMetaData, columns: Sequence[str]) -> int:
         """Return the bytes of some columns of a row group, as compressed in the file."""
-        leaves = (leaf for name in columns for leaf in self._leaves[name])
-        return sum(group.column(leaf).total_compressed_size for leaf in leaves)
+        return sum(group.column(leaf).total_compressed_size for leaf in self.leaves(columns))
+
+    @property
+    def num_file_bytes(self) -> int:
+        """The bytes that it takes at the end of the file."""
+        return len(self._bytes) + _END.size
+
+    def leaves(self, columns: Sequence[str]) -> list[int]:
+        """Return which of Parquet's columns some columns consist of."""
+        return [leaf for name in columns for leaf in self._leaves[name]]
 
     def _cut(self, first: int, count: int) -> pq.FileMetaData:
         """Return the metadata of a file with fewer row groups: a list of up to 14 structures, in Thrift's terms."""

@@ -15,6 +15,7 @@ from spot_ray.schema.manifest import SWEEP_MANIFEST
 from spot_ray.storage import uri as uris
 from spot_ray.storage.description import FILE, describes_new, write_description
 from spot_ray.storage.ledger import Ledger, Receipt, Unit
+from spot_ray.storage.manifest import Notes
 from spot_ray.storage.removed import removed_sequences
 
 UNITS_A_BLOCK = 64
@@ -39,15 +40,13 @@ class Ingest:
         self._ledger = Ledger(self.uri, self.uri, SWEEP_MANIFEST)
         known = self._ledger.listed()
         removed = removed_sequences(self.uri)
-        new = [name for name in sequences if name not in known and name not in removed]
-        size = info.sequences_a_shard
         self.num_known = len(known.intersection(sequences))
         self.num_removed = len(removed.intersection(sequences) - known)
-        self.units = tuple(Unit(tuple(new[i : i + size])) for i in range(0, len(new), size))
+        self.units = _units(sequences, known | removed, info)
         self._blocks = [list(self.units[i : i + UNITS_A_BLOCK]) for i in range(0, len(self.units), UNITS_A_BLOCK)]
         if self._is_new:
             write_description(self.uri, info)
-        self._written = self._ledger.begin(self.units, accept=lambda unit, notes: notes.keys() == set(unit.sequences))
+        self._written = self._ledger.begin(self.units, accept=_is_of)
 
     @property
     def waiting(self) -> tuple[Unit, ...]:
@@ -90,3 +89,27 @@ class Ingest:
                 where = uris.join(self.uri, rest) if rest else self.uri
                 if not uris.list_dir(where):
                     uris.remove_tree(where)
+
+
+def units_to_write(uri: str, info: DatasetInfo, sequences: Sequence[str]) -> tuple[Unit, ...]:
+    """Return what an :class:`Ingest` of the same would have waiting; nothing is written or removed.
+
+    Raises:
+        DataError: If the folder holds something else, or a dataset that `info` does not fit.
+    """
+    root = uris.absolute(uri)
+    describes_new(root, info)
+    ledger = Ledger(root, root, SWEEP_MANIFEST)
+    units = _units(sequences, ledger.listed() | removed_sequences(root), info)
+    written = ledger.written(units, accept=_is_of)
+    return tuple(unit for unit in units if unit not in written)
+
+
+def _units(sequences: Sequence[str], there: set[str], info: DatasetInfo) -> tuple[Unit, ...]:
+    new = [name for name in sequences if name not in there]
+    size = info.sequences_a_shard
+    return tuple(Unit(tuple(new[i : i + size])) for i in range(0, len(new), size))
+
+
+def _is_of(unit: Unit, notes: Notes) -> bool:
+    return notes.keys() == set(unit.sequences)

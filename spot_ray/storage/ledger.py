@@ -89,6 +89,12 @@ class Ledger:
         """Return the sequences that are visible."""
         return set(self._listed().column("sequence_id").unique().to_pylist())
 
+    def written(self, units: Sequence[Unit], *, accept: Callable[[Unit, Notes], bool]) -> set[Unit]:
+        """Return what :meth:`begin` does, and remove nothing."""
+        receipts = read_receipts(self.folder, self._schema)
+        found = {unit: receipts.get(_receipt(self.folder, unit.stem)) for unit in units}
+        return {unit for unit, receipt in found.items() if receipt is not None and accept(unit, receipt[1])}
+
     def begin(self, units: Sequence[Unit], *, accept: Callable[[Unit, Notes], bool]) -> set[Unit]:
         """Return the units that a run before has written, and remove the half files of the others.
 
@@ -99,9 +105,7 @@ class Ledger:
         Raises:
             DataError: If a receipt is damaged.
         """
-        receipts = read_receipts(self.folder, self._schema)
-        found = {unit: receipts.get(_receipt(self.folder, unit.stem)) for unit in units}
-        written = {unit for unit, receipt in found.items() if receipt is not None and accept(unit, receipt[1])}
+        written = self.written(units, accept=accept)
         stems = [unit.stem for unit in units if unit not in written]
         remove_asides(uris.join(self.folder, "pending"), [f"{stem}.parquet" for stem in stems])
         remove_asides(uris.join(self.folder, "shards"), stems)

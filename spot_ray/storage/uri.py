@@ -20,6 +20,7 @@ from pyarrow import fs as pafs
 
 from spot_ray.errors import ConfigError, DataError, StoreError
 from spot_ray.storage import s3
+from spot_ray.storage.meter import current_meter, with_meter
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -61,6 +62,12 @@ def filesystem(uri: str) -> tuple[pafs.FileSystem, str]:
         ConfigError: If nothing installed speaks the URI's protocol.
         DataError: If the environment names credentials that there are not.
     """
+    system, path = _unmetered(uri)
+    meter = current_meter()
+    return (system if meter is None else with_meter(system, meter)), path
+
+
+def _unmetered(uri: str) -> tuple[pafs.FileSystem, str]:
     scheme, separator, rest = uri.partition("://")
     if not separator:
         return pafs.LocalFileSystem(), str(Path(uri).expanduser().absolute())
@@ -134,15 +141,23 @@ def read_bytes(uri: str) -> bytes:
     """
     with refusals_told("read the file", uri):
         try:
-            if not is_local(uri):
-                remote, path = _remote(uri)
-                return bytes(remote.cat_file(path))
-            system, path = filesystem(uri)
-            with system.open_input_file(path) as file:  # a stream, of unknown length, would hold it twice
-                return bytes(file.read())
+            content = _whole(uri)
+            meter = current_meter()
+            if meter is not None:
+                meter.got(len(content))
+            return content
         except FileNotFoundError:
             _check_bucket(uri)
             raise DataError("no such file", where=uri) from None
+
+
+def _whole(uri: str) -> bytes:
+    if not is_local(uri):
+        remote, path = _remote(uri)
+        return bytes(remote.cat_file(path))
+    system, path = _unmetered(uri)
+    with system.open_input_file(path) as file:  # a stream, of unknown length, would hold it twice
+        return bytes(file.read())
 
 
 def read_many(uris: Sequence[str]) -> list[bytes]:

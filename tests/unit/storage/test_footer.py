@@ -104,7 +104,7 @@ def test_a_remote_footer_comes_in_one_request_if_it_is_no_larger_than_usual(monk
     usual = Asked(content)
     Footer(usual, is_remote=True)
     assert usual.asked == [(0, len(content))]
-    monkeypatch.setattr("spot_ray.storage.footer._TAIL_BYTES", 1000)
+    monkeypatch.setattr("spot_ray.storage.footer.TAIL_BYTES", 1000)
     large = Asked(content)
     assert Footer(large, is_remote=True).num_row_groups == 50
     begin = len(content) - 8 - length
