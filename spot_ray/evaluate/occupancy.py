@@ -136,12 +136,12 @@ def geometric_iou(confusion: npt.NDArray[np.int64]) -> float | None:
     return both / either if either else None
 
 
-def class_ious(confusion: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """Return the (N + 1,) float64 IoU of each id; NaN where the truth does not hold it."""
-    both = np.diagonal(confusion).astype(np.float64)
-    in_truth = confusion.sum(axis=1)
-    either = in_truth + confusion.sum(axis=0) - both
-    return np.divide(both, either, out=np.full(len(confusion), np.nan), where=in_truth > 0)
+def class_ious(confusion: npt.NDArray[np.integer]) -> npt.NDArray[np.float64]:
+    """Return the (..., N + 1) float64 IoU of each id, of (..., N + 1, N + 1) counts; NaN where the truth lacks it."""
+    both = np.diagonal(confusion, axis1=-2, axis2=-1).astype(np.float64)
+    in_truth = confusion.sum(axis=-1)
+    either = in_truth + confusion.sum(axis=-2) - both
+    return np.divide(both, either, out=np.full(both.shape, np.nan), where=in_truth > 0)
 
 
 def evaluation_truth(truth: Occupancy, domain: Occupancy, grid: VoxelGrid) -> npt.NDArray[np.uint8]:

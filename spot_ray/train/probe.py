@@ -179,8 +179,8 @@ def open_probe(
     """Read the frames of a probe, once.
 
     It keeps all their points, 4 bytes a feature: 72 sweeps of 180,000 points with five features take 0.26 GB. Sequences
-    are parted in the order of a hash of their names, so that the same data give the same probe; frames are evenly spaced
-    over those that have labelled points, and points are drawn by a generator of the frame's name. Frames are read as
+    are parted in the order of a hash of their names: the same data always give the same probe. Frames are evenly spaced
+    among those with labelled points; points are drawn by a generator of the frame's name. Frames are read as
     training reads them, merged and corrected, without augmentation and beam re-sampling.
 
     Args:
