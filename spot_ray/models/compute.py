@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 
 from spot_ray.errors import ConfigError
+from spot_ray.models.sparse import check_dtype
 from spot_ray.models.spot import OccupancyModel
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -47,8 +48,9 @@ def prepare_for(
         )
     wants_bfloat16 = precision == "bfloat16" or (precision == "auto" and device.type == "cuda" and has_bfloat16)
     model.dense_dtype = torch.bfloat16 if wants_bfloat16 else torch.float32
-    _check_sparse(model, device, sparse_precision)
-    model.encoder.compute_in(_DTYPES[sparse_precision])
+    sparse_dtype = _DTYPES[sparse_precision]
+    check_dtype(model.encoder.sparse, device, sparse_dtype)
+    model.encoder.compute_in(sparse_dtype)
     if channels_last == "on" or (channels_last == "auto" and device.type == "cuda"):
         model.encoder.bev_format = torch.channels_last
         for part in (model.bev, model.decoder.upsample):
@@ -58,17 +60,3 @@ def prepare_for(
     if compile:
         model.bev.compile()
         model.decoder.upsample.compile()
-
-
-def _check_sparse(model: OccupancyModel, device: torch.device, precision: str) -> None:
-    if precision == "float32":
-        return
-    has = model.encoder.sparse.dtypes(device)
-    if _DTYPES[precision] not in has:
-        names = [name for name, dtype in _DTYPES.items() if dtype in has]
-        raise ConfigError(
-            f"{model.encoder.sparse.name} has no {precision} sparse convolution on {device.type}",
-            where="compute.sparse_precision",
-            expected=f"one of {', '.join(names)}",
-            remedy="choose one of them, or another back end in compute.sparse",
-        )

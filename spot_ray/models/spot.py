@@ -15,7 +15,8 @@ from spot_ray.models.bev import BevEncoder
 from spot_ray.models.config import ModelConfig, VoxelConfig
 from spot_ray.models.decoder import BevMap, OccupancyDecoder
 from spot_ray.models.encoder import STRIDE, SparseEncoder, sees_whole_height
-from spot_ray.models.sparse import Size3, SparseBackEnd, SparseTensor, default_back_end
+from spot_ray.models.sparse import Size3, SparseBackEnd, SparseTensor
+from spot_ray.models.sparse_choice import preferred_back_end
 from spot_ray.models.voxelise import Voxels, voxelise
 
 
@@ -72,7 +73,7 @@ class OccupancyModel(nn.Module):
             DataError: If no point of the batch lies in the range.
         """
         self.mark("voxelise")
-        voxels = self._voxels(points, point_offsets)
+        voxels = self.voxels(points, point_offsets)
         self.mark("encoder")
         folded = self.encoder(voxels.features, voxels.indices, len(point_offsets) - 1)
         with self._dense_precision(points.device):
@@ -88,7 +89,7 @@ class OccupancyModel(nn.Module):
         Returns:
             The 3D encoder's sparse features at strides 1, 2, 4 and 8, and the (B, C, h, w) features of the 2D encoder.
         """
-        voxels = self._voxels(points, point_offsets)
+        voxels = self.voxels(points, point_offsets)
         stages = self.encoder.stage_outputs(voxels.features, voxels.indices, len(point_offsets) - 1)
         folded = self.encoder.fold(stages[-1])
         with self._dense_precision(points.device):
@@ -99,8 +100,8 @@ class OccupancyModel(nn.Module):
             return contextlib.nullcontext()
         return torch.autocast(device.type, dtype=self.dense_dtype)
 
-    def _voxels(self, points: Tensor, point_offsets: Tensor) -> Voxels:
-        """Return the voxels of a batch, at least one."""
+    def voxels(self, points: Tensor, point_offsets: Tensor) -> Voxels:
+        """Return the voxels of a batch, at least one; arguments and errors as of :meth:`forward`."""
         voxels = voxelise(
             points,
             point_offsets,
@@ -134,14 +135,14 @@ def build_model(
         num_features: Input features of a point, x, y, z among them.
         num_classes: Classes N of the taxonomy, without empty.
         grid: The label's grid.
-        sparse: The library of sparse convolutions; None: the installed one. Weights do not depend on it.
+        sparse: The library of sparse convolutions; None: spconv where it is installed, else torch. Weights do not
+            depend on it.
 
     Returns:
         The network, on the CPU, in training mode.
 
     Raises:
         ConfigError: If the sizes do not fit each other or the label's grid.
-        InstallError: If no sparse convolution is installed.
     """
     _check_channels(config)
     voxel_shape = _voxel_shape(config.voxel)
@@ -154,7 +155,7 @@ def build_model(
         kind=config.encoder.kind,
         num_blocks=config.encoder.blocks,
         voxel_shape=voxel_shape,
-        sparse=default_back_end() if sparse is None else sparse,
+        sparse=preferred_back_end() if sparse is None else sparse,
     )
     bev = BevEncoder(
         in_channels=encoder.bev_channels,
