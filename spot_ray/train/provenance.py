@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from spot_ray.operators.plan import select_frames
+from spot_ray.schema.sensors import LidarSpec
 from spot_ray.storage import uri as uris
 from spot_ray.storage.occupancy import INFO_FILE, label_set_uri
 
@@ -63,6 +64,7 @@ class DatasetProvenance:
         subset: What was asked to be used of it, without the names, which `sequences` gives; or None: all of it.
         sequences: The sequences that hold frames of the plan, sorted.
         num_frames: How many frames of the plan these are.
+        rig: Its LiDARs: where they are mounted, and the scale of their intensity.
     """
 
     name: str
@@ -76,6 +78,7 @@ class DatasetProvenance:
     subset: str | None
     sequences: tuple[str, ...]
     num_frames: int
+    rig: tuple[LidarSpec, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -162,6 +165,7 @@ def _dataset(member: Member, frames: Literal["keyframes", "all"]) -> DatasetProv
         subset=None if member.subset is None else str(member.subset),
         sequences=tuple(sorted(sequences)),
         num_frames=len(planned),
+        rig=info.rig,
     )
 
 
