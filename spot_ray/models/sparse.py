@@ -1,17 +1,21 @@
 """The seam between the networks and the library of sparse convolutions: all that a network may ask of one.
 
-Weights are (out_channels, kz, ky, kx, in_channels) in every back end, under the name `weight` and without a bias, so a
-checkpoint does not depend on the library that wrote it.
+Weights are (out_channels, kz, ky, kx, in_channels) in every back end, under the name `weight` and without a bias, and
+:func:`fresh_weight` draws all of them, so neither a checkpoint nor a run's beginning depends on the library. A layer
+computes in the dtype of the features it is given and returns that dtype, inside and outside autocast; its weight stays
+what it is and is cast for the computation.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Protocol
 
+import torch
 from torch import Tensor, nn
 
-from spot_ray.errors import InstallError
+from spot_ray.errors import ConfigError
 
 Size3 = tuple[int, int, int]
 
@@ -50,8 +54,11 @@ class SparseBackEnd(Protocol):
     def version(self) -> str:
         """Installed version of the library."""
 
+    def dtypes(self, device: torch.device) -> frozenset[torch.dtype]:
+        """Return the dtypes that its layers can compute in on a device."""
+
     def tensor(self, features: Tensor, indices: Tensor, spatial_shape: Size3, batch_size: int) -> SparseTensor:
-        """Build a tensor from (V, C) float32 features and (V, 4) int32 unique sites (batch, z, y, x)."""
+        """Build a tensor from (V, C) features and (V, 4) int32 unique sites (batch, z, y, x)."""
 
     def submanifold_conv(self, in_channels: int, out_channels: int, kernel_size: int, *, rulebook: str) -> nn.Module:
         """Build a convolution whose output sites are its input sites.
@@ -70,21 +77,32 @@ class SparseBackEnd(Protocol):
         """Build a convolution that is active wherever its kernel covers an active site; sizes are (z, y, x)."""
 
 
-def default_back_end() -> SparseBackEnd:
-    """Return the installed back end.
+def check_dtype(back_end: SparseBackEnd, device: torch.device, dtype: torch.dtype) -> None:
+    """Refuse a precision that a back end lacks on a device.
 
     Raises:
-        InstallError: If there is none.
+        ConfigError: If it does.
     """
-    try:
-        from spot_ray.models.sparse_spconv import SpconvBackEnd
-    except ModuleNotFoundError as error:
-        raise InstallError(
-            f"sparse convolution is not installed: no module {error.name!r}",
-            expected="spconv-cu120 2.3.6 on Python 3.11, spconv-cu126 2.3.8 on 3.12 and 3.13",
-            remedy="pip install 'spot_ray[train]'",
-        ) from None
-    return SpconvBackEnd()
+    supported = back_end.dtypes(device)
+    if dtype not in supported:
+        wanted, *names = (str(each).removeprefix("torch.") for each in (dtype, *supported))
+        raise ConfigError(
+            f"{back_end.name} {back_end.version} cannot compute in {wanted} on {device.type}",
+            where="compute.sparse_precision",
+            expected=" or ".join(sorted(names)),
+            remedy="choose another precision, or set compute.sparse to torch",
+        )
+
+
+def fresh_weight(out_channels: int, kernel_size: Size3, in_channels: int) -> nn.Parameter:
+    """Draw the (out, kz, ky, kx, in) float32 weight of a new layer as spconv does.
+
+    It is uniform within ±1 / √(in · kz · ky · kx): Kaiming's rule (He et al. 2015, eq. 14) for a leaky ReLU of
+    slope √5, which is also the default of torch's dense convolutions.
+    """
+    gain = nn.init.calculate_gain("leaky_relu", math.sqrt(5))
+    bound = math.sqrt(3.0) * (gain / math.sqrt(in_channels * math.prod(kernel_size)))
+    return nn.Parameter(torch.empty(out_channels, *kernel_size, in_channels).uniform_(-bound, bound))
 
 
 def to_dense(x: SparseTensor) -> Tensor:

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from spot_ray.models.sparse import Size3, SparseBackEnd, default_back_end, to_dense
+from spot_ray.models.sparse import Size3, SparseBackEnd, to_dense
+from spot_ray.models.sparse_choice import preferred_back_end
 
 TOLERANCE = 1e-4
 """Greatest error that rounding explains, relative to the greatest value of the dense result."""
@@ -38,21 +39,21 @@ class SparseCheck:
     passed: bool
 
 
-def check_sparse_convolution(num_threads: int = 2, *, device: str = "cpu", repeats: int = 3) -> SparseCheck:
+def check_sparse_convolution(
+    num_threads: int = 2, *, device: str = "cpu", repeats: int = 3, back_end: SparseBackEnd | None = None
+) -> SparseCheck:
     """Compare a submanifold and a strided convolution, forward and backward, with `conv3d`.
 
     Args:
         num_threads: Threads of torch while it runs; a data race needs two.
         device: Where to run.
         repeats: Fresh inputs to try: a race does not show every time.
+        back_end: What to check; None: spconv where it is installed, else the one in plain torch.
 
     Returns:
         The greatest errors over all repeats.
-
-    Raises:
-        InstallError: If no sparse convolution is installed.
     """
-    back_end = default_back_end()
+    back_end = preferred_back_end() if back_end is None else back_end
     threads_before = torch.get_num_threads()
     torch.set_num_threads(num_threads)
     try:
