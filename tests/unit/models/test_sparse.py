@@ -164,7 +164,8 @@ def test_a_layer_computes_in_its_input_s_dtype_also_under_autocast(back_end: Spa
         x = back_end.tensor(features, indices, SHAPE, 2)
         plain = run(layer, x, features)
         with torch.autocast("cpu", torch.bfloat16):
-            assert torch.equal(to_dense(layer(x)), plain[0])
+            under_autocast = layer(x)
+        assert torch.equal(to_dense(under_autocast), plain[0])
         assert [each.dtype for each in plain] == [dtype, dtype, torch.float32]
 
 
