@@ -36,18 +36,26 @@ def encode_points(
     stages, bev = model.encode(points, point_offsets)
     sample = torch.bucketize(chosen, point_offsets[1:], right=True)
     xyz = points.index_select(0, chosen)[:, :3]
-    index = _voxel_of(xyz, voxel)
+    index, _ = locate(xyz, voxel)
     parts = [_at_sites(stage, sample, index >> depth) for depth, stage in enumerate(stages)]
     return torch.cat([*parts, _in_cells(bev, sample, xyz, voxel)], dim=1)
 
 
-def _voxel_of(xyz: Tensor, voxel: VoxelConfig) -> Tensor:
-    """Return (K, 3) int64 (z, y, x), by the same arithmetic as voxels are made, so that every point's voxel exists."""
-    columns = [
-        ((xyz[:, axis] - voxel.point_cloud_range_m[axis]) / voxel.voxel_size_m[axis]).floor().long()
-        for axis in (2, 1, 0)
-    ]
-    return torch.stack(columns, dim=1)
+def locate(xyz: Tensor, voxel: VoxelConfig) -> tuple[Tensor, Tensor]:
+    """Return where points lie, by the arithmetic that voxels are made by: the voxel of every point inside exists.
+
+    Args:
+        xyz: (K, 3) float32, metres, network frame.
+        voxel: The input voxels.
+
+    Returns:
+        (K, 3) int64 voxel indices (z, y, x), and (K,) bool whether they lie in the range.
+    """
+    lower, upper = (xyz.new_tensor(voxel.point_cloud_range_m[first : first + 3]) for first in (0, 3))
+    size = xyz.new_tensor(voxel.voxel_size_m)
+    index = ((xyz - lower) / size).floor()
+    inside = ((index >= 0) & (index < ((upper - lower) / size).round())).all(dim=1)
+    return index.flip(1).long(), inside
 
 
 def _at_sites(x: SparseTensor, sample: Tensor, index: Tensor) -> Tensor:

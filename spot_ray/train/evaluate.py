@@ -68,6 +68,46 @@ class EvaluationReport:
         return {name: value for name, value in found.items() if value is not None}
 
 
+@dataclass(frozen=True, eq=False)
+class Truth:
+    """What predictions for the frames of a dataset are scored against.
+
+    Args:
+        truth: The labels that count as true.
+        domain: The labels that say what was observed.
+    """
+
+    truth: OccupancySet
+    domain: OccupancySet
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """The classes 1 to N that are scored."""
+        return self.truth.info.class_names
+
+    def of(self, sequence_id: str, frame_id: str, grid: VoxelGrid) -> npt.NDArray[np.uint8]:
+        """Return a frame's (nx, ny, nz) truth on a grid, 255 where nothing is scored; see :func:`evaluation_truth`.
+
+        Raises:
+            DataError: If the labels do not cover the grid cell on cell.
+        """
+        truth, domain = (
+            crop_occupancy(labels.get(sequence_id, frame_id), labels.info.grid, grid)
+            for labels in (self.truth, self.domain)
+        )
+        return evaluation_truth(truth, domain, grid)
+
+
+def open_truth(dataset: Dataset, *, labels: str, truth: str | None) -> Truth:
+    """Open the label set `labels` of a dataset as the domain, and `truth` as the truth; None: `labels` too.
+
+    Raises:
+        DataError: If the dataset has no such label set.
+    """
+    domain = open_occupancy(dataset.uri, labels)
+    return Truth(domain if truth is None else open_occupancy(dataset.uri, truth), domain)
+
+
 def evaluate_checkpoint(
     checkpoint: str,
     data: str,
@@ -108,13 +148,12 @@ def evaluate_checkpoint(
         CheckpointError: If the checkpoint cannot be loaded.
     """
     dataset = open_dataset(data)
-    domain_set = open_occupancy(dataset.uri, labels)
-    truth_set = domain_set if truth is None else open_occupancy(dataset.uri, truth)
-    names = truth_set.info.class_names
+    against = open_truth(dataset, labels=labels, truth=truth)
+    names, truth_name = against.class_names, against.truth.info.name
     loaded = load_model(checkpoint, device)
     grid = loaded.grid
     to_truth = class_table(loaded.taxonomy.class_names, names, where=f"checkpoint {checkpoint}")
-    frames = _spread(_labelled_frames(dataset, domain_set, subset), max_frames)
+    frames = _spread(labelled_frames(dataset, against.domain, subset), max_frames)
 
     fitted: dict[str, Callable[[Sweep], npt.NDArray[np.uint8]]] = {}
     left_out: dict[str, str] = {}
@@ -123,19 +162,19 @@ def evaluate_checkpoint(
         fitted = {"sweep": sweep_baseline.predict, "prior": prior.predict}
         lookup = lookup_of(dataset.info.taxonomy, names)
         if lookup is None:
-            left_out["sweep_true_classes"] = f"the points have other classes than the labels {truth_set.info.name!r}"
+            left_out["sweep_true_classes"] = (
+                f"the points have other classes than the labels {against.truth.info.name!r}"
+            )
         elif not all(dataset.manifest.column("class_point_counts")[i].is_valid for i in frames):
             left_out["sweep_true_classes"] = "frames have no point classes"
         else:
             fitted["sweep_true_classes"] = SweepTrueClasses(sweep_baseline, lookup).predict
 
-    ground = truth_set.info.taxonomy.mask("ground")
+    ground = against.truth.info.taxonomy.mask("ground")
     metrics = {name: OccupancyMetrics(names, ground) for name in ("prediction", *fitted)}
     predictions = predict_dataset(loaded, dataset, frames, columns=("point_source_class",), batch_size=batch_size)
     for done, (sweep, prediction) in enumerate(predictions, start=1):
-        key = (sweep.sequence_id, sweep.frame_id)
-        true, domain = (crop_occupancy(s.get(*key), s.info.grid, grid) for s in (truth_set, domain_set))
-        expected = evaluation_truth(true, domain, grid)
+        expected = against.of(sweep.sequence_id, sweep.frame_id, grid)
         metrics["prediction"].update(to_truth[prediction], expected)
         for name, predict in fitted.items():
             metrics[name].update(predict(sweep), expected)
@@ -148,7 +187,7 @@ def evaluate_checkpoint(
         step=loaded.step,
         data=data,
         labels=labels,
-        truth=truth_set.info.name,
+        truth=truth_name,
         sequences=tuple(dict.fromkeys(dataset.manifest.column("sequence_id")[i].as_py() for i in frames)),
         prediction=results["prediction"],
         sweep=results.get("sweep"),
@@ -201,10 +240,13 @@ def render(report: EvaluationReport) -> str:
     return "\n".join([*text, *([""] if explained else []), *explained])
 
 
-def _labelled_frames(dataset: Dataset, label_set: OccupancySet, subset: Subset | None) -> list[int]:
+def labelled_frames(dataset: Dataset, label_set: OccupancySet, subset: Subset | None) -> list[int]:
     """Return the indices of the frames of a dataset, or of its subset, that have labels, in order.
 
     Sequences have sweeps without labels between their key frames; frames that a subset names must all have them.
+
+    Raises:
+        DataError: If there is none, or a frame that the subset names has no labels.
     """
     chosen = frames_of(dataset, subset)
     rows = dataset.manifest.take(chosen)
@@ -237,7 +279,7 @@ def _fit(
     label_set = open_occupancy(dataset.uri, labels)
     table = class_table(label_set.info.class_names, names, where=label_set_uri(dataset.uri, labels))
     sweep, prior = SweepBaseline(grid, len(names)), PriorBaseline(grid, len(names))
-    for i in _labelled_frames(dataset, label_set, subset):
+    for i in labelled_frames(dataset, label_set, subset):
         key = (dataset.manifest.column(c)[i].as_py() for c in ("sequence_id", "frame_id"))
         dense = table[crop_occupancy(label_set.get(*key), label_set.info.grid, grid).dense(grid)]
         sweep.fit([dense])

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from spot_ray.errors import ConfigError, DataError
 from spot_ray.evaluate.occupancy import class_ious
 from spot_ray.models.config import VoxelConfig
-from spot_ray.models.point_features import encode_points
+from spot_ray.models.point_features import encode_points, locate
 from spot_ray.models.spot import OccupancyModel
 from spot_ray.operators.config import DataConfig
 from spot_ray.operators.features import check_features, point_features
@@ -36,8 +36,6 @@ from spot_ray.train.linear_classifier import LinearClassifier
 
 FRAMES_AT_ONCE = 2
 """Frames that are encoded together."""
-
-Range = tuple[float, float, float, float, float, float]
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,8 +112,7 @@ class Probe:
         Raises:
             FloatingPointError: If a feature is not finite.
         """
-        confusion = sum(self.confusions(model).values())
-        assert isinstance(confusion, np.ndarray)
+        confusion = np.sum(list(self.confusions(model).values()), axis=0)
         ious = class_ious(confusion)[1:]
         named = {f"probe/iou/{n}": float(v) for n, v in zip(self.class_names, ious, strict=True) if not np.isnan(v)}
         return {
@@ -174,7 +171,7 @@ def open_probe(
     description: ModelDescription,
     voxel: VoxelConfig,
     inputs: DataConfig,
-    within_m: Range | None = None,
+    also_in: Sequence[VoxelConfig] = (),
 ) -> Probe:
     """Read the frames of a probe, once.
 
@@ -189,8 +186,7 @@ def open_probe(
         description: The network's input features.
         voxel: The network's input voxels; points out of their range are not drawn.
         inputs: How training merges and corrects sweeps.
-        within_m: Draw points in this part of the range only: x, y, z lower, then upper corner, metres, ego frame; None:
-            in all of it.
+        also_in: Input voxels of other networks, in whose range points have to lie too.
 
     Raises:
         ConfigError: If the dataset lacks an input feature, or has labelled points in fewer than two sequences.
@@ -222,7 +218,7 @@ def open_probe(
                 features=description.features,
                 inputs=inputs,
                 num_points=config.points_a_frame,
-                range_m=_common(voxel.point_cloud_range_m, within_m),
+                voxels=(voxel, *also_in),
             )
         )
     return Probe(*parts, class_names=dataset.info.taxonomy.class_names, voxel=voxel)
@@ -248,7 +244,7 @@ def _read(
     features: Sequence[str],
     inputs: DataConfig,
     num_points: int,
-    range_m: Range,
+    voxels: Sequence[VoxelConfig],
 ) -> list[ProbeFrame]:
     columns = (*input_columns(features, dataset.info, merge=inputs.merge, deskew=inputs.deskew), "point_source_class")
     lookup = dataset.info.taxonomy.lookup()
@@ -256,9 +252,11 @@ def _read(
     for frame in read_frames(dataset, frames, columns, merge=inputs.merge, deskew=inputs.deskew):
         classes = _classes(frame, lookup)
         points = point_features(frame.merged, features, dataset.info.rig, time_lag_s=frame.time_lag_s)
-        own, (lower, upper) = points[: len(classes), :3], np.array(range_m, np.float32).reshape(2, 3)
-        inside = ((own >= lower) & (own < upper)).all(axis=1)
+        own = torch.from_numpy(points[: len(classes), :3])
+        inside = torch.stack([locate(own, voxel)[1] for voxel in voxels]).all(dim=0).numpy()
         chosen = _draw(np.flatnonzero(inside & (classes != IGNORE)), num_points, frame.own.name)
+        if not len(chosen):
+            continue
         found.append(
             ProbeFrame(
                 frame.own.sequence_id,
@@ -267,11 +265,11 @@ def _read(
                 torch.from_numpy(classes[chosen].astype(np.int64) - 1),
             )
         )
-    if not any(len(frame.chosen) for frame in found):
+    if not found:
         raise DataError(
             "no labelled point of the probe's frames lies in the network's range",
             where=dataset.uri,
-            expected=f"points within {range_m}, metres, ego frame",
+            expected="points within " + " and ".join(str(voxel.point_cloud_range_m) for voxel in voxels) + ", metres",
         )
     return found
 
@@ -290,14 +288,6 @@ def _draw(candidates: npt.NDArray[np.int64], count: int, name: str) -> npt.NDArr
     random = np.random.Generator(np.random.Philox(key=np.frombuffer(digest, dtype="<u8").astype(np.uint64)))
     order = np.argsort(random.random(len(candidates)), kind="stable")
     return np.sort(candidates[order[:count]])
-
-
-def _common(mine: Range, other: Range | None) -> Range:
-    if other is None:
-        return mine
-    lower, upper = np.maximum(mine[:3], other[:3]), np.minimum(mine[3:], other[3:])
-    x0, y0, z0, x1, y1, z1 = (float(value) for value in (*lower, *upper))
-    return x0, y0, z0, x1, y1, z1
 
 
 @contextlib.contextmanager
