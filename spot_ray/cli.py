@@ -272,6 +272,11 @@ def _add_network_verbs(verb: _Verb) -> None:
         metavar="SIZE",
         help="with --cache-dir: most that it takes, e.g. 200GB; to be of use, more than the dataset (default: 100GB)",
     )
+    dry_run.add_flags(
+        sub,
+        samples_per_second="what a worker trains on, on another GPU than this machine's (default: measured here)",
+        cores="cores that read, and without a GPU train (default: this machine's; for another GPU as many as it takes)",
+    )
     sub.add_argument("--print-config", action="store_true", help="print the resolved config and stop")
     sub.epilog = (
         "Every field of the recipe can be set by its path, e.g. --train.epochs 3 --loss.lovasz-weight 0.5; "
@@ -319,6 +324,7 @@ def _add_tools(verb: _Verb) -> None:
     """Add the verbs that check the installation and show the whole."""
     sub = verb("doctor", commands.doctor, "Print versions and devices, and check sparse convolution against dense.")
     sub.add_argument("--json", action="store_true", help="print JSON")
+    sub.add_argument("--recipe", metavar="NAME", help="tell parameters, shapes and FLOPs of a recipe's network too")
 
     sub = verb(
         "demo", commands.demo, "The whole way on the synthetic city: synthesize, label, pre-train, evaluate, view."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -325,20 +326,33 @@ def pretrain(options: argparse.Namespace, rest: list[str]) -> None:
         if getattr(options, flag) is None:
             raise ConfigError(f"--{flag} is missing", where="spot-ray pretrain", expected=f"--{flag} URI")
     cache = _cache(options.cache_dir, options.cache_limit)
+    is_dry = dry_run.is_dry(options)
     from spot_ray.operators.mixture import parse_source, with_subsets
     from spot_ray.storage.subset import read_subset
+
+    asked: dict[str, Any] = {
+        "data": with_subsets([parse_source(text) for text in options.data], [read_subset(f) for f in options.subset]),
+        "out": options.out,
+        "init": options.init,
+        "resume": options.resume,
+        "num_workers": options.workers,
+        "cache": cache,
+    }
+    if is_dry:
+        from spot_ray.train.estimate import SECONDS, estimate_pretraining
+
+        estimate = estimate_pretraining(
+            config,
+            **asked,
+            seconds=options.dry_run_seconds or SECONDS,
+            samples_per_second=options.dry_run_samples_per_second,
+            cores=None if options.dry_run_cores is None else math.ceil(options.dry_run_cores),
+        )
+        say(dry_run.tell(options, estimate))
+        return
     from spot_ray.train.trainer import pretrain as run
 
-    sources = with_subsets([parse_source(text) for text in options.data], [read_subset(f) for f in options.subset])
-    result = run(
-        config,
-        data=sources,
-        out=options.out,
-        init=options.init,
-        resume=options.resume,
-        num_workers=options.workers,
-        cache=cache,
-    )
+    result = run(config, **asked)
     if result.skipped:
         from spot_ray.train.skipped import SKIPPED_FILE, count_skipped
 
@@ -489,7 +503,7 @@ def doctor(options: argparse.Namespace, _: list[str]) -> None:
     """Check the installation."""
     from spot_ray.doctor import examine, render
 
-    findings = examine()
+    findings = examine(options.recipe)
     if options.json:
         from spot_ray.config.load import to_json
 

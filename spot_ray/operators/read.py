@@ -148,8 +148,10 @@ class ReadFrame:
         self._class_of_label = class_of_label
         self._grid = grid
         names = tuple(dict.fromkeys(("xyz", *columns)))
-        self._columns = columns_for((*names, "boxes"), info, bare=True)
-        self._older_columns = columns_for(names, info, bare=True)
+        self.columns = columns_for((*names, "boxes"), info, bare=True)
+        """Columns of a shard that are read of a frame."""
+        self.older_columns = columns_for(names, info, bare=True)
+        """Columns that are read of a sweep that is merged into one."""
         self._deskew = deskew
 
     def __call__(self, slot: Slot, reader: ShardReader) -> Sample:
@@ -163,8 +165,8 @@ class ReadFrame:
             DataError: If the frame cannot be read or breaks the schema; it names file and row.
         """
         sweeps = [
-            self._sweep(slot, slot.sweep, self._columns, reader),
-            *(self._sweep(slot, place, self._older_columns, reader) for place in slot.older),
+            self._sweep(slot, slot.sweep, self.columns, reader),
+            *(self._sweep(slot, place, self.older_columns, reader) for place in slot.older),
         ]
         if self._deskew:
             sweeps = self._with_frame_poses(slot, sweeps, reader)

@@ -22,6 +22,8 @@ from spot_ray.storage.cache import CacheConfig, ShardCache, Traffic
 from spot_ray.storage.footer import Footer
 from spot_ray.storage.whole_file import WholeFile
 
+MOST_KEPT = 256
+"""Shards of which a reader keeps something, if it is not told another number: some 0.5 MB each."""
 _MAX_OPEN = 8
 """Shards of a reader that stay open: their parsed footers take 7 MB each."""
 _READS_BEFORE_OPENING = 12
@@ -147,7 +149,7 @@ class ShardReader:
         StoreError: If the cache's folder cannot be made or written to.
     """
 
-    def __init__(self, uri: str, *, max_open: int = 256, cache: CacheConfig | None = None) -> None:
+    def __init__(self, uri: str, *, max_open: int = MOST_KEPT, cache: CacheConfig | None = None) -> None:
         self._uri = uri
         self._max_open = max_open
         self._kept: OrderedDict[str, _Kept] = OrderedDict()
