@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-def weighted_cross_entropy(log_probabilities: Tensor, labels: Tensor, class_weights: Tensor) -> Tensor:
+def weighted_cross_entropy(log_probabilities: Tensor, labels: Tensor, class_weights: Tensor) -> tuple[Tensor, Tensor]:
     """Average the cross-entropy over voxels, each weighted by its class: Σ w · ce / Σ w.
 
     Args:
@@ -15,8 +15,9 @@ def weighted_cross_entropy(log_probabilities: Tensor, labels: Tensor, class_weig
         class_weights: (N + 1,) float32 weight of each class, ≥ 0.
 
     Returns:
-        () float32; 0 with zero gradient if no voxel has weight.
+        () float32 loss, 0 if no voxel has weight, and (M,) float32 w / Σ w: the slope of the loss with respect to a
+        voxel's logits is this times (probabilities - one-hot truth).
     """
     weights = class_weights[labels]
-    total = -(weights * log_probabilities.gather(0, labels[None]).squeeze(0)).sum()
-    return total / weights.sum().clamp(min=torch.finfo(torch.float32).tiny)
+    share = weights / weights.sum().clamp(min=torch.finfo(torch.float32).tiny)
+    return -(share * log_probabilities.gather(0, labels[None]).squeeze(0)).sum(), share
