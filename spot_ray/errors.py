@@ -68,3 +68,7 @@ class CheckpointError(SpotRayError):
 
 class InstallError(SpotRayError):
     """A package that the asked work needs is not installed or does not work here."""
+
+
+class TrainingError(SpotRayError):
+    """A run ended because workers were lost or hang, not because of its config or data."""

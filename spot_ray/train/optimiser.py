@@ -16,8 +16,10 @@ def build_optimiser(model: nn.Module, config: OptimiserConfig) -> torch.optim.Ad
     Weight decay applies to all of them, norms and biases too, as OpenPCDet's `adam_onecycle` does (`true_wd` and
     `bn_wd` on): the figures that runs are compared with were made so.
 
+    It is torch's fused one: on the CPU a third of the time, and it can leave a step out on the device.
+
     Args:
-        model: The network, not yet wrapped for distribution.
+        model: The network; where its weights are sharded, after that.
         config: Learning rate, momenta and decay.
 
     Returns:
@@ -25,7 +27,9 @@ def build_optimiser(model: nn.Module, config: OptimiserConfig) -> torch.optim.Ad
     """
     lr, beta1 = one_cycle(0, 1, config)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return torch.optim.AdamW(parameters, lr=lr, betas=(beta1, config.beta2), weight_decay=config.weight_decay)
+    return torch.optim.AdamW(
+        parameters, lr=lr, betas=(beta1, config.beta2), weight_decay=config.weight_decay, fused=True
+    )
 
 
 def one_cycle(step: int, total_steps: int, config: OptimiserConfig) -> tuple[float, float]:

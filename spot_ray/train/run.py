@@ -7,11 +7,14 @@ checkpoints (see checkpoint.py) and its figures (see metrics.py).
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from spot_ray.config.compare import differing_fields
 from spot_ray.config.load import from_json, to_json
 from spot_ray.errors import ConfigError, DataError, StoreError
+from spot_ray.models.sparse import SparseBackEnd
 from spot_ray.models.spot import OccupancyModel, build_model
 from spot_ray.operators.chain import build_chain
 from spot_ray.operators.features import columns_of, point_features
@@ -24,9 +27,14 @@ from spot_ray.storage.dataset import open_dataset
 from spot_ray.train.checkpoint import ModelDescription, latest_checkpoint, read_config, read_description
 from spot_ray.train.checkpoint_files import CONFIG_FILE
 from spot_ray.train.config import PretrainConfig
+from spot_ray.train.loggers import check_loggers
+from spot_ray.train.probe import open_probe
 from spot_ray.train.transfer import LoadReport, load_weights
 
 RECORD_FILE = "run.json"
+
+Resume = bool | Literal["auto"]
+"""Go on with the run that a folder holds; `auto`: if it holds one."""
 
 CHANGEABLE = frozenset(
     {
@@ -74,12 +82,14 @@ class Run:
         out: The run's folder, absolute.
         record: Its data.
         description: What its weights will mean.
+        resumed: Whether it goes on with what its folder holds.
     """
 
     config: PretrainConfig
     out: str
     record: RunRecord
     description: ModelDescription
+    resumed: bool
 
     @property
     def name(self) -> str:
@@ -105,13 +115,18 @@ class Run:
         train = self.config.train
         return Planner(mixture, self.config.data, seed=train.seed, global_batch_size=train.global_batch_size)
 
-    def build_model(self) -> OccupancyModel:
-        """Return the network with fresh weights."""
+    def build_model(self, sparse: SparseBackEnd | None = None) -> OccupancyModel:
+        """Return the network with fresh weights, on the CPU.
+
+        Args:
+            sparse: The library of sparse convolutions; None: spconv where it is installed, else torch.
+        """
         return build_model(
             self.config.model,
             num_features=len(self.description.features),
             num_classes=self.taxonomy.num_classes,
             grid=self.config.grid,
+            sparse=sparse,
         )
 
     def load_init(self, model: OccupancyModel) -> LoadReport | None:
@@ -133,16 +148,21 @@ def prepare_run(
     data: Sources,
     out: str,
     init: str | None = None,
-    resume: bool = False,
+    resume: Resume = False,
+    probe: DataSource | None = None,
+    loggers: Sequence[str] = (),
 ) -> tuple[Run, LoadReport | None]:
-    """Check a run as a whole, then write its config and record into its folder.
+    """Check a run as a whole; nothing is written, see :func:`write_run`.
 
     Args:
         config: The run.
         data: The labelled datasets; when resuming, with the subsets and proportions that the run began with, or none.
         out: The run's folder.
         init: A checkpoint to begin with, or None: when resuming, the one that the run began with.
-        resume: Go on with the run that `out` holds, on the frames that the datasets had when it began.
+        resume: Go on with the run that `out` holds, on the frames that the datasets had when it began; `auto`: if it
+            holds one.
+        probe: The labelled dataset of the probe, or None: no probe.
+        loggers: Further loggers of the figures, by name.
 
     Returns:
         The run, and what became of the weights of `init` (None without, or if a checkpoint of the run itself is newer).
@@ -154,6 +174,8 @@ def prepare_run(
         CheckpointError: If the weights of `init` are missing or do not fit.
     """
     out = uris.absolute(out)
+    if resume == "auto":
+        resume = uris.exists(uris.join(out, RECORD_FILE))
     before = _recorded(out) if resume else None
     sources = as_sources(data)
     if before is not None:
@@ -177,6 +199,7 @@ def prepare_run(
         init=init,
         steps_by_epoch=tuple(planner.num_steps(epoch) for epoch in range(train.epochs)),
     )
+    check_loggers(loggers)
     description = ModelDescription(
         features=config.data.features,
         taxonomy=mixture.label_taxonomy,
@@ -184,16 +207,34 @@ def prepare_run(
         lidar_names=tuple(dict.fromkeys(lidar.name for member in mixture.members for lidar in member.dataset.info.rig)),
         labels=config.data.labels,
     )
-    run = Run(config, out, record, description)
+    if probe is not None:
+        open_probe(config.probe, data=probe, description=description, voxel=config.model.voxel, inputs=config.data)
+    elif (config.train.keep_best or "").startswith("probe/"):
+        raise ConfigError(
+            f"{config.train.keep_best} is the figure of a probe, and there is none",
+            where="train.keep_best",
+            expected="the labelled data of a probe (--probe-data), or another figure",
+        )
+    run = Run(config, out, record, description, before is not None)
     if before is None:
         _check_unused(out)
     else:
         _check_same(run, before)
     model = run.build_model()
     report = run.load_init(model) if latest_checkpoint(out) is None else None
-    uris.write_bytes(uris.join(out, CONFIG_FILE), to_json(config).encode())
-    uris.write_bytes(uris.join(out, RECORD_FILE), to_json(record).encode())
     return run, report
+
+
+def write_run(run: Run) -> None:
+    """Write a run's config and record into its folder; whoever does so holds the folder (`lease.py`).
+
+    Raises:
+        ConfigError: If another run was begun there since this one was checked.
+    """
+    if not run.resumed:
+        _check_unused(run.out)
+    uris.write_bytes(uris.join(run.out, CONFIG_FILE), to_json(run.config).encode())
+    uris.write_bytes(uris.join(run.out, RECORD_FILE), to_json(run.record).encode())
 
 
 def _recorded(out: str) -> RunRecord:

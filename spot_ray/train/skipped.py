@@ -1,7 +1,8 @@
-"""Samples that a run leaves out because their frame cannot be read: which they are, and when they are too many.
+"""Samples that a run leaves out: which they are, and when they are too many.
 
 With `data.on_bad_frame=skip` a sample whose frame is broken weighs nothing; the others of its batch are trained on as
-planned. The run's folder keeps a line of each in `skipped.jsonl`, in every epoch anew. A run that is resumed repeats
+planned. With `train.on_non_finite=skip` a step whose gradient is not finite is not taken, and its samples are all left
+out. The run's folder keeps a line of each in `skipped.jsonl`, in every epoch anew. A run that is resumed repeats
 the steps after its checkpoint, and so does this file: their lines are removed first, so that each sample that is left
 out of what the weights have learned from has one line.
 """
@@ -85,12 +86,11 @@ class SkipGuard:
             found, planned = self._skipped[epoch], self._samples[epoch]
             if found > self._limit * planned:
                 raise DataError(
-                    f"{found} of the {planned} samples of epoch {epoch} were left out so far, because their frames "
-                    f"cannot be read; the last: {max(samples)}",
+                    f"{found} of the {planned} samples of epoch {epoch} were left out so far; the last: {max(samples)}",
                     where=uris.join(self._where, SKIPPED_FILE),
                     expected=f"at most {self._limit:.0%}",
-                    remedy="write the sequences of these frames again and resume; or, if the run is to do without "
-                    "them, resume with a higher data.max_skipped",
+                    remedy="where frames cannot be read, write their sequences again and resume; or, if the run is to "
+                    "do without them, resume with a higher data.max_skipped",
                 )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,42 +16,74 @@ import ray.train
 import ray.train.torch
 import torch
 from ray.actor import ActorHandle
+from ray.exceptions import RayError
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
-from torch import nn
+from ray.train.torch import TorchConfig
 
-from spot_ray.errors import ConfigError, SpotRayError
+from spot_ray.errors import ConfigError, SpotRayError, TrainingError
 from spot_ray.operators.batch import Batch
-from spot_ray.operators.mixture import Sources
+from spot_ray.operators.mixture import DataSource, Sources
 from spot_ray.operators.stream import stream
 from spot_ray.session import num_cores, ray_session
 from spot_ray.storage import uri as uris
 from spot_ray.storage.cache import CacheConfig
 from spot_ray.train.config import PretrainConfig
-from spot_ray.train.loop import RunState
+from spot_ray.train.lease import Lease, LeaseLostError, hold
+from spot_ray.train.loop import Signal
+from spot_ray.train.metrics import StepReport
 from spot_ray.train.progress import ProgressDisplay
 from spot_ray.train.ray_metrics import RayMetrics
-from spot_ray.train.run import Run, prepare_run
+from spot_ray.train.restarts import RestartPolicy
+from spot_ray.train.run import Resume, Run, prepare_run, write_run
 from spot_ray.train.skipped import SkippedSample
-from spot_ray.train.worker import Figures, PretrainResult, result_of, train_worker
+from spot_ray.train.state import RunState
+from spot_ray.train.watchdog import Watchdog
+from spot_ray.train.worker import Figures, Launch, Listener, PretrainResult, deadline_after, result_of, train_worker
 
 POLL_S = 0.5
 """Seconds between two looks at what the workers tell."""
+
+HANG_PATIENCE_S = 10.0
+"""Seconds that a worker that gives itself up takes to say so."""
 
 WORKER_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
 """Threads that spin while they wait for each other take the cores that reading needs: with both cores of a machine busy
 otherwise, a step of two threads took 6 to 15 times as long as with threads that sleep."""
 
 RETRIES_ON_A_CLUSTER = 3
-"""Times that a run goes on after losing a worker, where Ray was running before; a run on this machine alone fails."""
+"""Times in a row that a run goes on after losing a worker without having come to another checkpoint, where Ray was
+running before; a run on this machine alone fails."""
+
+NumWorkers = int | tuple[int, int]
+"""Workers, or the fewest and the most: then a run goes on with fewer while machines are away, and grows again."""
 
 
 class _Board:
-    """What the workers tell the driver: figures and what is left out, and the user's error that ended the run."""
+    """What the workers tell the driver, and what ends a run for all of them.
 
-    def __init__(self) -> None:
+    Args:
+        retries: See :class:`~spot_ray.train.restarts.RestartPolicy`.
+    """
+
+    def __init__(self, retries: int) -> None:
+        self._policy = RestartPolicy(retries)
         self._lines: list[tuple[int, Figures]] = []
         self._skipped: list[SkippedSample] = []
+        self._notes: list[str] = []
+        self._hangs: list[str] = []
         self._error: SpotRayError | None = None
+
+    def begin(self, step: int, num_workers: int) -> None:
+        allowed = self._policy.allows(step, num_workers=num_workers)
+        if not allowed:
+            self._error = self._error or TrainingError(
+                f"the run was begun again and again at step {step}, and came to no further checkpoint",
+                expected="fewer losses than --max-failures between two checkpoints",
+                remedy="look into the workers' logs for what ends them (out of memory?); checkpoint more often "
+                "(--train.checkpoint-every-steps); then go on with --resume",
+            )
+        else:
+            self._hangs.clear()
 
     def post(self, step: int, figures: Figures) -> None:
         self._lines.append((step, figures))
@@ -58,16 +91,27 @@ class _Board:
     def leave_out(self, samples: Sequence[SkippedSample]) -> None:
         self._skipped += samples
 
-    def take(self) -> tuple[list[tuple[int, Figures]], list[SkippedSample]]:
+    def note(self, text: str) -> None:
+        self._notes.append(text)
+
+    def hang(self, text: str) -> None:
+        self._hangs.append(text)
+        self._notes.append(text)
+
+    def take(self) -> tuple[list[tuple[int, Figures]], list[SkippedSample], list[str]]:
         lines, self._lines = self._lines, []
         skipped, self._skipped = self._skipped, []
-        return lines, skipped
+        notes, self._notes = self._notes, []
+        return lines, skipped, notes
 
     def fail(self, error: SpotRayError) -> None:
         self._error = self._error or error
 
     def error(self) -> SpotRayError | None:
         return self._error
+
+    def hangs(self) -> list[str]:
+        return self._hangs
 
 
 @dataclass(frozen=True)
@@ -76,7 +120,7 @@ class _Orders:
 
     run: Run
     board: ActorHandle
-    cache: CacheConfig | None
+    launch: Launch
 
 
 def pretrain(
@@ -85,9 +129,13 @@ def pretrain(
     data: Sources,
     out: str,
     init: str | None = None,
-    resume: bool = False,
-    num_workers: int = 1,
+    resume: Resume = False,
+    num_workers: NumWorkers = 1,
     cache: CacheConfig | None = None,
+    probe: DataSource | None = None,
+    loggers: Sequence[str] = (),
+    profile_steps: int = 0,
+    max_hours: float | None = None,
     use_gpu: bool | None = None,
     max_failures: int | None = None,
     progress: bool = True,
@@ -96,18 +144,25 @@ def pretrain(
     """Pre-train an encoder by occupancy prediction.
 
     Ray is started on this machine if it is not running and `RAY_ADDRESS` does not name a cluster; what was started is
-    stopped at the end.
+    stopped at the end. One driver at a time works on a run: a second one waits to see whether the first is alive, and
+    takes over or gives up.
 
     Args:
         config: The run.
         data: The labelled datasets; when resuming, with the subsets and proportions that the run began with, or none.
         out: The run's folder: checkpoints, `config.json`, `metrics.jsonl`, TensorBoard logs.
         init: A checkpoint, or a run's folder, whose weights to begin with; or None.
-        resume: Go on with the run that `out` holds, from its newest checkpoint.
-        num_workers: Training workers; the global batch stays as the config says.
+        resume: Go on with the run that `out` holds, from its newest checkpoint that is whole; `auto`: if it holds one,
+            so that a job can be submitted again as it is.
+        num_workers: Training workers, or the fewest and the most; the global batch stays as the config says.
         cache: Where shards of a remote store are kept on each machine, or None: they are read from the store.
+        probe: A labelled dataset on which the encoder is probed on the way, or None.
+        loggers: Further loggers of the figures, by name: see :mod:`spot_ray.train.loggers`.
+        profile_steps: Steps of the first worker that are traced; 0: none.
+        max_hours: Hours after which to stop with a checkpoint, between two lines of figures; None: never.
         use_gpu: A GPU a worker, or the CPU; None: GPUs if there is one for each worker.
-        max_failures: Lost workers after which to give up; None: 0 on a Ray that is started here, else 3.
+        max_failures: Times in a row that workers may be lost without another checkpoint; None: 0 on a Ray that is
+            started here, else 3.
         progress: Show the figures on standard error.
         on_metrics: Called in another thread of this process with (global step, figures) of each line of metrics.
 
@@ -115,34 +170,43 @@ def pretrain(
         The last checkpoint and figures.
 
     Raises:
-        ConfigError: If the config contradicts itself, the data, the cluster, or the run in `out`.
+        ConfigError: If the config contradicts itself, the data, the cluster, or the run in `out`; or another driver
+            works on it.
         DataError: If the data are missing or broken.
         CheckpointError: If a checkpoint is missing, damaged or does not fit.
-        ray.train.TrainingFailedError: If workers fail for another reason, more often than `max_failures`.
+        TrainingError: If workers are lost or hang more often than `max_failures`.
     """
-    if num_workers < 1:
-        raise ConfigError(f"num_workers is {num_workers}", expected="at least 1")
-    run, report = prepare_run(config, data=data, out=out, init=init, resume=resume)
-    with ray_session(spare_cpus=num_workers) as started_here, contextlib.ExitStack() as stack:
-        gpu = _choose_gpu(use_gpu, num_workers)
-        _check_cpus(num_workers)
+    fewest, most = (num_workers, num_workers) if isinstance(num_workers, int) else num_workers
+    if not 1 <= fewest <= most:
+        raise ConfigError(f"num_workers is {num_workers}", expected="at least 1, the fewest first")
+    deadline = deadline_after(max_hours)
+    run, report = prepare_run(config, data=data, out=out, init=init, resume=resume, probe=probe, loggers=loggers)
+    with hold(run.out) as lease, contextlib.ExitStack() as stack:
+        write_run(run)
+        started_here = stack.enter_context(ray_session(spare_cpus=most))
+        gpu = _choose_gpu(use_gpu, fewest)
+        _check_cpus(fewest)
         display = stack.enter_context(ProgressDisplay(run.total_steps)) if progress else None
         if display is not None and report is not None:
             display.say(str(report))
-        board = ray.remote(num_cpus=0)(_Board).remote()
-        stack.enter_context(_watching(board, display, on_metrics))
         if max_failures is None:
             max_failures = 0 if started_here else RETRIES_ON_A_CLUSTER
-        state = _fit(_Orders(run, board, cache), num_workers=num_workers, use_gpu=gpu, max_failures=max_failures)
-    return result_of(run, state)
+        board = ray.remote(num_cpus=0)(_Board).remote(max_failures)
+        stack.enter_context(_watching(board, lease, display, on_metrics))
+        launch = Launch(deadline, cache, probe, tuple(loggers), profile_steps)
+        state = _fit(_Orders(run, board, launch), num_workers=num_workers, use_gpu=gpu, max_failures=max_failures)
+        return result_of(run, state)
 
 
-def _fit(orders: _Orders, *, num_workers: int, use_gpu: bool, max_failures: int) -> RunState:
+def _fit(orders: _Orders, *, num_workers: NumWorkers, use_gpu: bool, max_failures: int) -> RunState:
     """Run Ray Train; an error of the user's arrives as itself."""
     system, path = uris.filesystem(orders.run.out)
+    # The watchdog is to come before torch gives up an exchange: it says where the workers stand.
+    timeout_s = int(orders.run.config.train.step_timeout_s * 1.5) + 60
     trainer = ray.train.torch.TorchTrainer(
         _work,
         train_loop_config={"orders": orders},
+        torch_config=TorchConfig(timeout_s=timeout_s),
         scaling_config=ScalingConfig(num_workers=num_workers, use_gpu=use_gpu),
         # Our checkpoints are not Ray's: they are found by looking into the run's folder, so that a run can be resumed
         # by another cluster, or without Ray. Ray keeps a marker of its own there, which goes away at the end.
@@ -150,7 +214,8 @@ def _fit(orders: _Orders, *, num_workers: int, use_gpu: bool, max_failures: int)
             name="ray_train",
             storage_path=path,
             storage_filesystem=system,
-            failure_config=FailureConfig(max_failures=max_failures, controller_failure_limit=max_failures),
+            # Whether to go on is the board's to say: Ray counts all failures of a run, however long ago.
+            failure_config=FailureConfig(max_failures=-1 if max_failures else 0, controller_failure_limit=max_failures),
             logging_config=LoggingConfig(log_level="ERROR"),
             worker_runtime_env={"env_vars": WORKER_ENVIRONMENT},
         ),
@@ -160,11 +225,8 @@ def _fit(orders: _Orders, *, num_workers: int, use_gpu: bool, max_failures: int)
         state = trainer.fit().return_value
     except SystemExit:
         raise KeyboardInterrupt from None  # what Ray Train's own handler of Ctrl-C leaves behind
-    except ray.train.TrainingFailedError:
-        error = ray.get(orders.board.error.remote())
-        if error is None:
-            raise
-        raise error from None
+    except ray.train.TrainingFailedError as failure:
+        raise _told(failure, orders) from None
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, interrupt)  # Ray Train puts its own in place
@@ -173,6 +235,41 @@ def _fit(orders: _Orders, *, num_workers: int, use_gpu: bool, max_failures: int)
     if error is not None:
         raise error
     return RunState(**state)
+
+
+def _told(failure: ray.train.TrainingFailedError, orders: _Orders) -> Exception:
+    """Return what to tell the user of a run that Ray gave up: what went wrong in our code or theirs keeps its trace."""
+    error, hangs = ray.get([orders.board.error.remote(), orders.board.hangs.remote()])
+    if error is not None:
+        return error
+    remedy = f"go on with --resume, --out {orders.run.out}; on a cluster --max-failures lets a run go on by itself"
+    if hangs:
+        return TrainingError(
+            "\n".join(("the workers made no progress, and were ended", *hangs)),
+            expected=f"a step within {orders.run.config.train.step_timeout_s:g} s (train.step_timeout_s)",
+            remedy=remedy,
+        )
+    failures = failure.worker_failures if isinstance(failure, ray.train.WorkerGroupError) else {}
+    lost = {rank: error for rank, error in failures.items() if _is_loss(error)}
+    if not lost:
+        return failure
+    ranks = ", ".join(map(str, sorted(lost)))
+    reason = str(next(iter(lost.values()))).strip().splitlines()
+    return TrainingError(
+        f"worker {ranks} was lost" if len(lost) == 1 else f"workers {ranks} were lost",
+        where=" ".join(line.strip() for line in reason[:3]),
+        expected="processes and machines that live; one that is killed was often out of memory",
+        remedy=remedy,
+    )
+
+
+def _is_loss(error: BaseException | None) -> bool:
+    """Tell whether an error, or what it came from, is Ray's word for a process or machine that is gone."""
+    while error is not None:
+        if isinstance(error, RayError) and not isinstance(error, ray.exceptions.RayTaskError):
+            return True
+        error = error.__cause__
+    return False
 
 
 def _work(options: dict[str, Any]) -> dict[str, Any]:
@@ -187,6 +284,32 @@ def _work(options: dict[str, Any]) -> dict[str, Any]:
         # Ray sets OMP_NUM_THREADS to the CPUs that a worker asks for, which is one.
         torch.set_num_threads(max(1, num_cores() // context.get_local_world_size()))
 
+    def give_up(text: str) -> None:
+        message = f"worker {rank} of {world_size} on {socket.gethostname()}: {text}"
+        with contextlib.suppress(RayError):
+            ray.get(board.hang.remote(message), timeout=HANG_PATIENCE_S)
+        os.kill(os.getpid(), signal.SIGKILL)  # a thread that hangs in a library can be ended in no other way
+
+    metrics = RayMetrics(run_name=run.name, rank=rank)
+    try:
+        with Watchdog(run.config.train.step_timeout_s, give_up) as watchdog:
+
+            def after_step(report: StepReport) -> None:
+                watchdog.pat(f"step {report.step}")
+                metrics.add(report)
+
+            listener = _listener(board, rank, world_size, on_step=after_step)
+            batches = _batches(orders, rank=rank, world_size=world_size)
+            state = train_worker(run, batches, device=device, rank=rank, launch=orders.launch, listener=listener)
+    except SpotRayError as error:
+        ray.get(board.fail.remote(error))
+        raise
+    return {**vars(state)}
+
+
+def _batches(orders: _Orders, *, rank: int, world_size: int) -> Callable[[int, int], Iterable[Batch]]:
+    """Return what streams this worker's batches from a step of an epoch on."""
+    run = orders.run
     mixture = run.open_mixture()
     planner = run.build_planner(mixture)
 
@@ -202,8 +325,26 @@ def _work(options: dict[str, Any]) -> dict[str, Any]:
             global_batch_size=run.config.train.global_batch_size,
             start_step=start_step,
             planner=planner,
-            cache=orders.cache,
+            cache=orders.launch.cache,
         )
+
+    return batches
+
+
+def _listener(board: ActorHandle, rank: int, world_size: int, *, on_step: Callable[[StepReport], None]) -> Listener:
+    """Return what tells the driver and Ray Train; the first worker speaks for all."""
+    saved_for: list[object] = []
+
+    def begin(step: int) -> None:
+        # All ask, the first counts: nobody goes on where the first was refused.
+        if rank == 0:
+            ray.get(board.begin.remote(step, world_size))
+        stop_if_failed()
+
+    def stop_if_failed() -> None:
+        error = ray.get(board.error.remote()) if rank == 0 else None
+        if error is not None:
+            raise error
 
     def tell(state: RunState, figures: Figures) -> None:
         if rank == 0:
@@ -213,46 +354,51 @@ def _work(options: dict[str, Any]) -> dict[str, Any]:
         if rank == 0:
             board.leave_out.remote(samples)
 
-    def report(state: RunState, figures: Figures, checkpoint: str) -> None:
+    def note(text: str) -> None:
+        board.note.remote(text)
+
+    def report(state: RunState, figures: Figures, newest: str | None) -> None:
         # A barrier of all workers that Ray polls every two seconds: with checkpoints only.
-        ray.train.report({"step": state.step, **figures, "checkpoint_path": checkpoint})
+        ray.train.report({"step": state.step, **figures, "checkpoint_path": newest or ""})
 
-    try:
-        state = train_worker(
-            run,
-            batches,
-            device=device,
-            rank=rank,
-            world_size=world_size,
-            wrap=_distribute,
-            on_metrics=tell,
-            on_checkpoint=report,
-            on_skipped=tell_skipped,
-            on_step=RayMetrics(run_name=run.name, rank=rank).add,
-        )
-    except SpotRayError as error:
-        ray.get(board.fail.remote(error))
-        raise
-    return {**vars(state)}
+    def signal_of() -> Signal:
+        stop_if_failed()
+        if saved_for:
+            return Signal.GO_ON
+        # Ray tells all workers alike when a machine of theirs is about to be taken away.
+        notice = ray.train.get_preemption_info()
+        if notice is None:
+            return Signal.GO_ON
+        saved_for.append(notice)
+        return Signal.SAVE
 
-
-def _distribute(model: nn.Module) -> nn.Module:
-    # Without device ids DDP leaves inputs where they are: the affine of the augmentation belongs on the CPU.
-    kwargs = {"device_ids": None, "output_device": None}
-    return ray.train.torch.prepare_model(model, parallel_strategy_kwargs=kwargs)
+    return Listener(
+        on_start=begin,
+        on_metrics=tell,
+        on_checkpoint=report,
+        on_skipped=tell_skipped,
+        on_step=on_step,
+        on_note=note,
+        signal=signal_of,
+    )
 
 
 @contextlib.contextmanager
 def _watching(
-    board: ActorHandle, display: ProgressDisplay | None, on_metrics: Callable[[int, Figures], None] | None
+    board: ActorHandle,
+    lease: Lease,
+    display: ProgressDisplay | None,
+    on_metrics: Callable[[int, Figures], None] | None,
 ) -> Iterator[None]:
-    """Show what the workers tell, from a thread, until the block ends."""
+    """Show what the workers tell, from a thread, until the block ends; end them if another driver has taken the run."""
     done = threading.Event()
 
     def show() -> None:
-        lines, skipped = ray.get(board.take.remote())
+        lines, skipped, notes = ray.get(board.take.remote())
         if display is not None:
             display.say_skipped(skipped)
+            for note in notes:
+                display.say(note)
         for step, figures in lines:
             if display is not None:
                 display.update(step, figures)
@@ -262,6 +408,10 @@ def _watching(
     def watch() -> None:
         while not done.wait(POLL_S):
             show()
+            try:
+                lease.check()
+            except LeaseLostError as error:
+                ray.get(board.fail.remote(error))
 
     thread = threading.Thread(target=watch, name="pretrain-progress", daemon=True)
     thread.start()

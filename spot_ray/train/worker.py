@@ -2,39 +2,104 @@
 
 from __future__ import annotations
 
+import contextlib
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
+from spot_ray.errors import StoreError
+from spot_ray.models.compute import prepare_for
+from spot_ray.models.sparse_choice import choose_back_end
+from spot_ray.models.spot import OccupancyModel
 from spot_ray.operators.batch import Batch
-from spot_ray.operators.mixture import Sources
+from spot_ray.operators.mixture import DataSource, Sources
 from spot_ray.operators.stream import iterate
 from spot_ray.storage.cache import CacheConfig
-from spot_ray.train.checkpoint import checkpoint_uri, latest_checkpoint, resolve, resume_state, save_checkpoint
+from spot_ray.train.checkpoint import SavedCheckpoint, newest_usable, read_origin, resolve
+from spot_ray.train.checkpoint_writer import CheckpointWriter
 from spot_ray.train.config import PretrainConfig
-from spot_ray.train.loop import RunState, build_learner, fit
-from spot_ray.train.metrics import MetricsWriter, StepMeter, StepReport, read_metrics
-from spot_ray.train.run import Run, prepare_run
+from spot_ray.train.distribution import first_says, num_workers
+from spot_ray.train.learner import Learner, build_learner
+from spot_ray.train.lease import hold
+from spot_ray.train.loggers import RunLogger, open_loggers
+from spot_ray.train.loop import Hooks, Signal, fit
+from spot_ray.train.metrics import StepMeter, StepReport
+from spot_ray.train.metrics_writer import MetricsWriter, read_metrics
+from spot_ray.train.probe import Probe, open_probe
+from spot_ray.train.profile import StepProfiler
+from spot_ray.train.provenance import Origin, provenance_of
+from spot_ray.train.run import Resume, Run, prepare_run, write_run
 from spot_ray.train.skipped import SkipGuard, SkippedSample, read_skipped
+from spot_ray.train.state import RunState
+from spot_ray.train.tensors import collect_tensors, restore_tensors
 
 Figures = dict[str, float]
 
 
 @dataclass(frozen=True)
+class Launch:
+    """How a run is started this time: nothing of it changes what the run learns.
+
+    Args:
+        deadline_s: When to stop with a checkpoint, as `time.time()` counts, or None: at the run's end.
+        cache: Where shards of a remote store are kept on each machine, or None: they are read from the store.
+        probe: The labelled dataset of the probe, or None: no probe.
+        loggers: Further loggers of the figures, by name.
+        profile_steps: Steps of the first worker that are traced; 0: none.
+    """
+
+    deadline_s: float | None = None
+    cache: CacheConfig | None = None
+    probe: DataSource | None = None
+    loggers: tuple[str, ...] = ()
+    profile_steps: int = 0
+
+
+def _ignore(*_: object) -> None:
+    pass
+
+
+@dataclass(frozen=True)
+class Listener:
+    """What is told of a run on its way, on every worker; each has a default that does nothing.
+
+    Args:
+        on_start: Called once with the step that the run goes on from.
+        on_metrics: Called with each line of figures.
+        on_checkpoint: Called with each checkpoint that is begun, and the URI of the newest one that is written by then:
+            at the run's end its own; None on other workers than the first, and before there is one.
+        on_skipped: Called with the samples that all workers left out, if any, before each line.
+        on_step: Called with what each of this worker's steps cost.
+        on_note: Called with what the user should know, in a line.
+        signal: Asked before each line of figures; see :class:`~spot_ray.train.loop.Hooks`.
+    """
+
+    on_start: Callable[[int], None] = _ignore
+    on_metrics: Callable[[RunState, Figures], None] = _ignore
+    on_checkpoint: Callable[[RunState, Figures, str | None], None] = _ignore
+    on_skipped: Callable[[Sequence[SkippedSample]], None] = _ignore
+    on_step: Callable[[StepReport], None] = _ignore
+    on_note: Callable[[str], None] = _ignore
+    signal: Callable[[], Signal] = lambda: Signal.GO_ON
+
+
+@dataclass(frozen=True)
 class PretrainResult:
-    """What a finished run leaves.
+    """What a run leaves.
 
     Args:
         checkpoint: URI of its last checkpoint.
         state: How far it came.
+        finished: Whether that is its end, not a deadline.
         metrics: The last line of metrics.
         skipped: The planned samples that it left out, in the order of its steps.
     """
 
     checkpoint: str
     state: RunState
+    finished: bool
     metrics: Figures
     skipped: tuple[SkippedSample, ...]
 
@@ -45,14 +110,10 @@ def train_worker(
     *,
     device: torch.device | str,
     rank: int = 0,
-    world_size: int = 1,
-    wrap: Callable[[nn.Module], nn.Module] = lambda model: model,
-    on_metrics: Callable[[RunState, Figures], None] | None = None,
-    on_checkpoint: Callable[[RunState, Figures, str], None] | None = None,
-    on_skipped: Callable[[Sequence[SkippedSample]], None] | None = None,
-    on_step: Callable[[StepReport], None] | None = None,
+    launch: Launch = Launch(),
+    listener: Listener = Listener(),
 ) -> RunState:
-    """Train from the run's newest checkpoint, or from its beginning, to its end.
+    """Train from the run's newest checkpoint that is whole, or from its beginning, to its end or a deadline.
 
     Weights are seeded by the config alone: they are the same in every worker.
 
@@ -61,101 +122,213 @@ def train_worker(
         batches: (epoch, first step within it) to this worker's shares.
         device: The training device.
         rank: This worker; worker 0 writes metrics and checkpoints.
-        world_size: Number of workers.
-        wrap: Wraps the network for distribution.
-        on_metrics: Called on every worker with each line of metrics.
-        on_checkpoint: Called on every worker with each checkpoint's URI; on worker 0 it is written by then.
-        on_skipped: Called on every worker with the samples that all of them left out, if any, before each line.
-        on_step: Called on every worker with what each of its steps cost.
+        launch: How the run is started this time.
+        listener: What to tell.
 
     Returns:
         The state at the end.
 
     Raises:
         DataError: If a loss is not finite, a frame cannot be read and is not to be left out, or too many are.
+        CheckpointError: If the run's checkpoint does not fit it.
     """
     config = run.config
+    saved = _newest(run, rank, listener)
     torch.manual_seed(config.train.seed)
-    model = run.build_model()
-    checkpoint = latest_checkpoint(run.out)
-    if checkpoint is None:
-        run.load_init(model)
-    learner = build_learner(
-        model.to(device),
-        config,
-        taxonomy=run.taxonomy,
-        grid=config.grid,
-        device=device,
-        total_steps=run.total_steps,
-        world_size=world_size,
-        wrap=wrap,
-    )
-    state = RunState()
-    if checkpoint is not None:
-        state = resume_state(checkpoint, model=learner.model, optimiser=learner.optimiser)
-    guard = SkipGuard(
-        limit=config.data.max_skipped,
-        samples_by_epoch=[steps * config.train.global_batch_size for steps in run.record.steps_by_epoch],
-        before=[sample for sample in read_skipped(run.out) if sample.step <= state.step],
-        where=run.out,
-    )
-    writer = MetricsWriter(run.out, start_step=state.step) if rank == 0 else None
-    last: Figures = {}
+    learner = _build_learner(run, device, rank, fresh=saved is None)
+    if saved is not None:
+        restore_tensors(learner, saved.tensors, where=saved.uri)
+    state = RunState() if saved is None else saved.state
+    origin = read_origin(run.record.init, resumed=saved) if rank == 0 else None
+    del saved  # its tensors
+    listener.on_start(state.step)
+    with contextlib.ExitStack() as stack:
+        record = _Record(run, learner, state, launch=launch, listener=listener)
+        if rank == 0:
+            record.open_files(state, origin, stack)
+        if launch.probe is not None and (rank == 0 or config.train.parallel == "shard"):
+            # A sharded network is gathered part by part while it runs: then all workers have to probe.
+            record.open_probe(launch.probe)
+        return fit(
+            learner,
+            batches,
+            meter=StepMeter(class_names=run.taxonomy.class_names, device=device, world_size=num_workers()),
+            state=state,
+            steps_by_epoch=run.record.steps_by_epoch,
+            log_every_steps=config.train.log_every_steps,
+            checkpoint_every_steps=config.train.checkpoint_every_steps,
+            probe_every_steps=config.probe.every_steps if launch.probe is not None else 0,
+            skip_non_finite=config.train.on_non_finite == "skip",
+            hooks=record.hooks(),
+        )
 
-    def keep_metrics(state: RunState, figures: Figures) -> None:
+
+def _newest(run: Run, rank: int, listener: Listener) -> SavedCheckpoint | None:
+    """Return what to go on from, the same in every worker."""
+    saved, damaged = newest_usable(run.out)
+    if rank == 0:
+        for line in damaged:
+            listener.on_note(f"passed over a damaged checkpoint: {line}")
+    found = "" if saved is None else saved.uri
+    if first_says(found) != found:
+        raise StoreError(
+            f"worker {rank} does not find the checkpoint that the first worker goes on from",
+            where=run.out,
+            expected="one folder that all workers see, such as a bucket or a shared disk",
+        )
+    return saved
+
+
+def _build_learner(run: Run, device: torch.device | str, rank: int, *, fresh: bool) -> Learner:
+    """Return the learner with the weights that the run begins with."""
+    compute = run.config.compute
+    # One worker measures for all: in the same run all of them compute alike.
+    dtype = getattr(torch, compute.sparse_precision)
+    chosen = first_says(choose_back_end(compute.sparse, device, dtype=dtype).name if rank == 0 else None)
+    model = run.build_model(choose_back_end("spconv" if chosen == "spconv" else "torch", device))
+    if fresh:
+        run.load_init(model)
+    model.to(device)
+    prepare_for(
+        model,
+        device,
+        precision=compute.precision,
+        sparse_precision=compute.sparse_precision,
+        channels_last=compute.channels_last,
+        compile=compute.compile,
+    )
+    return build_learner(
+        model, run.config, taxonomy=run.taxonomy, grid=run.config.grid, device=device, total_steps=run.total_steps
+    )
+
+
+class _Record:
+    """Keeps what a run says of itself, and tells it: figures, samples left out, checkpoints, probes."""
+
+    def __init__(
+        self,
+        run: Run,
+        learner: Learner,
+        state: RunState,
+        *,
+        launch: Launch,
+        listener: Listener,
+    ) -> None:
+        config = run.config
+        self._run, self._learner, self._launch, self._listener = run, learner, launch, listener
+        self._last: Figures = {}
+        self._guard = SkipGuard(
+            limit=config.data.max_skipped,
+            samples_by_epoch=[steps * config.train.global_batch_size for steps in run.record.steps_by_epoch],
+            before=[sample for sample in read_skipped(run.out) if sample.step <= state.step],
+            where=run.out,
+        )
+        self._metrics: MetricsWriter | None = None
+        self._checkpoints: CheckpointWriter | None = None
+        self._profiler: StepProfiler | None = None
+        self._loggers: RunLogger | None = None
+        self._probe: Probe | None = None
+
+    def open_probe(self, data: DataSource) -> None:
+        """Read the frames of the probe."""
+        run = self._run
+        self._probe = open_probe(
+            run.config.probe,
+            data=data,
+            description=run.description,
+            voxel=run.config.model.voxel,
+            inputs=run.config.data,
+        )
+
+    def open_files(self, state: RunState, origin: Origin | None, stack: contextlib.ExitStack) -> None:
+        """Open what keeps figures and checkpoints.
+
+        Args:
+            state: Where the run goes on.
+            origin: What it began with.
+            stack: Closes it all.
+        """
+        run, launch = self._run, self._launch
+        self._metrics = MetricsWriter(run.out, start_step=state.step)
+        stack.callback(self._metrics.close)
+        loggers = open_loggers(launch.loggers, run_uri=run.out, run_name=run.name, config=run.config)
+        stack.push(lambda kind, *_: loggers.close(failed=kind is not None))
+        self._loggers = loggers
+        self._checkpoints = CheckpointWriter(
+            run.out,
+            config=run.config,
+            description=run.description,
+            provenance=provenance_of(run, run.open_mixture(), origin),
+            keep=run.config.train.keep_checkpoints,
+            keep_best=run.config.train.keep_best,
+        )
+        stack.callback(self._checkpoints.close)
+        if launch.profile_steps:
+            self._profiler = StepProfiler(run.out, num_steps=launch.profile_steps, clock=self._learner.clock)
+            stack.callback(self._profiler.close)
+
+    def hooks(self) -> Hooks:
+        """Return what the loop calls."""
+        return Hooks(
+            on_metrics=self._keep_metrics,
+            on_checkpoint=self._keep_checkpoint,
+            on_skipped=self._keep_skipped,
+            on_step=self._after_step,
+            probe=self._run_probe,
+            signal=self._signal,
+        )
+
+    def _signal(self) -> Signal:
+        deadline = self._launch.deadline_s
+        late = deadline is not None and time.time() >= deadline
+        return max(self._listener.signal(), Signal.STOP if late else Signal.GO_ON)
+
+    def _after_step(self, report: StepReport) -> None:
+        if self._profiler is not None:
+            self._profiler.step()
+        self._listener.on_step(report)
+
+    def _run_probe(self) -> Figures:
+        if self._probe is None:
+            return {}
+        model = self._learner.model
+        assert isinstance(model, OccupancyModel)
+        return self._probe(model)
+
+    def _keep_metrics(self, state: RunState, figures: Figures) -> None:
         figures = {
             "epoch": state.epoch,
             "samples": state.samples_seen,
             "wall_time_s": state.wall_time_s,
             **figures,
-            "data/skipped_total": guard.total,
+            "data/skipped_total": self._guard.total,
         }
-        last.clear()
-        last.update(figures)
-        if writer is not None:
-            writer.write(state.step, figures)
-        if on_metrics is not None:
-            on_metrics(state, figures)
+        # A probe's figures hold until the next one: the best checkpoint is chosen by them.
+        probed = {name: value for name, value in self._last.items() if name.startswith("probe/")}
+        self._last = probed | figures
+        if self._metrics is not None:
+            self._metrics.write(state.step, figures)
+        if self._loggers is not None:
+            self._loggers.log(state.step, figures)
+        self._listener.on_metrics(state, figures)
 
-    def keep_skipped(samples: Sequence[SkippedSample]) -> None:
-        if writer is not None:
-            writer.write_skipped(samples)
-        if on_skipped is not None:
-            on_skipped(samples)
-        guard.add(samples)
+    def _keep_skipped(self, samples: Sequence[SkippedSample]) -> None:
+        if self._metrics is not None:
+            self._metrics.write_skipped(samples)
+        self._listener.on_skipped(samples)
+        self._guard.add(samples)
 
-    def keep_checkpoint(state: RunState) -> None:
-        if writer is not None:
-            writer.flush()
-            save_checkpoint(
-                run.out,
-                model=learner.model,
-                optimiser=learner.optimiser,
-                state=state,
-                config=config,
-                description=run.description,
-                keep=config.train.keep_checkpoints,
-            )
-        if on_checkpoint is not None:
-            on_checkpoint(state, dict(last), checkpoint_uri(run.out, state.step))
-
-    try:
-        return fit(
-            learner,
-            batches,
-            meter=StepMeter(class_names=run.taxonomy.class_names, device=device, world_size=world_size),
-            state=state,
-            steps_by_epoch=run.record.steps_by_epoch,
-            log_every_steps=config.train.log_every_steps,
-            checkpoint_every_steps=config.train.checkpoint_every_steps,
-            on_metrics=keep_metrics,
-            on_checkpoint=keep_checkpoint,
-            on_skipped=keep_skipped,
-            on_step=on_step,
-        )
-    finally:
-        if writer is not None:
-            writer.close()
+    def _keep_checkpoint(self, state: RunState, ends: bool) -> None:
+        tensors = collect_tensors(self._learner, keep=self._checkpoints is not None)
+        newest = None
+        if self._metrics is not None and self._checkpoints is not None:
+            assert tensors is not None
+            self._metrics.flush()
+            self._checkpoints.save(state, tensors, dict(self._last))
+            if ends:
+                self._checkpoints.wait()
+            newest = self._checkpoints.newest
+        self._listener.on_checkpoint(state, dict(self._last), newest)
 
 
 def pretrain_here(
@@ -164,9 +337,13 @@ def pretrain_here(
     data: Sources,
     out: str,
     init: str | None = None,
-    resume: bool = False,
+    resume: Resume = False,
     device: torch.device | str = "cpu",
     cache: CacheConfig | None = None,
+    probe: DataSource | None = None,
+    loggers: Sequence[str] = (),
+    profile_steps: int = 0,
+    max_hours: float | None = None,
     on_metrics: Callable[[RunState, Figures], None] | None = None,
 ) -> PretrainResult:
     """Pre-train in this process, without Ray: for a debugger, a notebook, or a machine that has no Ray.
@@ -178,40 +355,64 @@ def pretrain_here(
         data: The labelled datasets; when resuming, with the subsets and proportions that the run began with, or none.
         out: The run's folder.
         init: A checkpoint to begin with, or None.
-        resume: Go on with the run that `out` holds.
+        resume: Go on with the run that `out` holds; `auto`: if it holds one.
         device: The training device.
         cache: Where shards of a remote store are kept on this machine, or None.
+        probe: The labelled dataset of the probe, or None: no probe.
+        loggers: Further loggers of the figures, by name.
+        profile_steps: Steps that are traced; 0: none.
+        max_hours: Hours after which to stop with a checkpoint, or None.
         on_metrics: Called with each line of metrics.
 
     Raises:
         SpotRayError: See :func:`~spot_ray.train.run.prepare_run` and :func:`~spot_ray.train.loop.fit`.
     """
-    run, _ = prepare_run(config, data=data, out=out, init=init, resume=resume)
-    mixture = run.open_mixture()
-    planner = run.build_planner(mixture)
+    deadline = deadline_after(max_hours)
+    run, _ = prepare_run(config, data=data, out=out, init=init, resume=resume, probe=probe, loggers=loggers)
+    with hold(run.out) as lease:
+        write_run(run)
+        mixture = run.open_mixture()
+        planner = run.build_planner(mixture)
 
-    def batches(epoch: int, start_step: int) -> Iterable[Batch]:
-        return iterate(
-            mixture,
-            config.data,
-            grid=config.grid,
-            seed=config.train.seed,
-            epoch=epoch,
-            global_batch_size=config.train.global_batch_size,
-            start_step=start_step,
-            planner=planner,
-            cache=cache,
+        def batches(epoch: int, start_step: int) -> Iterable[Batch]:
+            return iterate(
+                mixture,
+                config.data,
+                grid=config.grid,
+                seed=config.train.seed,
+                epoch=epoch,
+                global_batch_size=config.train.global_batch_size,
+                start_step=start_step,
+                planner=planner,
+                cache=cache,
+            )
+
+        def check_lease() -> Signal:
+            lease.check()
+            return Signal.GO_ON
+
+        state = train_worker(
+            run,
+            batches,
+            device=device,
+            launch=Launch(deadline, cache, probe, tuple(loggers), profile_steps),
+            listener=Listener(on_metrics=on_metrics or _ignore, signal=check_lease),
         )
+        return result_of(run, state)
 
-    return result_of(run, train_worker(run, batches, device=device, on_metrics=on_metrics))
+
+def deadline_after(max_hours: float | None) -> float | None:
+    """Return when so many hours from now are over, as `time.time()` counts."""
+    return None if max_hours is None else time.time() + max_hours * 3600
 
 
 def result_of(run: Run, state: RunState) -> PretrainResult:
-    """Return what a finished run leaves, as its folder holds it."""
+    """Return what a run leaves, as its folder holds it."""
     lines = read_metrics(run.out)
     return PretrainResult(
         checkpoint=resolve(run.out),
         state=state,
+        finished=state.step >= run.total_steps,
         metrics=lines[-1] if lines else {},
         skipped=tuple(read_skipped(run.out)),
     )

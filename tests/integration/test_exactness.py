@@ -228,7 +228,7 @@ def recorded(number: dict[tuple[int, Key], int], kills: dict[int, tuple[int, flo
         os.kill(os.getpid(), signal.SIGKILL)
 
     def work(options: dict[str, Any]) -> dict[str, Any]:
-        from spot_ray.train.loop import Learner
+        from spot_ray.train.learner import Learner
         from spot_ray.train.run import Run
 
         build, train_step = Run.build_model, Learner.train_step

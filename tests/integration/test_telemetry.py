@@ -28,7 +28,7 @@ from spot_ray.operators.pack import STAGES
 from spot_ray.operators.stream import iterate
 from spot_ray.synthetic.run import synthesize
 from spot_ray.train.config import OptimiserConfig, PretrainConfig, TrainConfig
-from spot_ray.train.metrics import read_metrics
+from spot_ray.train.metrics_writer import read_metrics
 from spot_ray.train.skipped import read_skipped
 from spot_ray.train.trainer import pretrain
 

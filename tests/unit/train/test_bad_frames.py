@@ -10,7 +10,7 @@ import pytest
 from spot_ray.errors import DataError
 from spot_ray.operators.config import BalanceConfig
 from spot_ray.train.config import PretrainConfig
-from spot_ray.train.metrics import read_metrics
+from spot_ray.train.metrics_writer import read_metrics
 from spot_ray.train.skipped import read_skipped
 from spot_ray.train.worker import pretrain_here
 

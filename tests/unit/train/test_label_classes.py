@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,12 +22,20 @@ from spot_ray.storage.uri import remove_tree
 from spot_ray.train.checkpoint import load_model
 from spot_ray.train.config import PretrainConfig
 from spot_ray.train.evaluate import evaluate_checkpoint
-from spot_ray.train.metrics import read_metrics
+from spot_ray.train.metrics_writer import read_metrics
 from spot_ray.train.predict import predict_dataset
-from spot_ray.train.run import prepare_run
+from spot_ray.train.run import Run, prepare_run, write_run
+from spot_ray.train.transfer import LoadReport
 from spot_ray.train.worker import pretrain_here
 
 NAMES = {"foreground": ("car", "ground", "other"), "binary": ("occupied",)}
+
+
+def begin_run(*arguments: Any, **options: Any) -> tuple[Run, LoadReport | None]:
+    """Prepare a run and write it down, as those do who train it."""
+    run, report = prepare_run(*arguments, **options)
+    write_run(run)
+    return run, report
 
 
 def derive(uri: str, toy: ModuleType, kind: ClassKind, name: str, unlabelled: str = "") -> None:
@@ -117,7 +126,7 @@ def test_weights_go_over_to_other_labels_but_for_the_head(toy: ModuleType, data:
     derive(data, toy, "binary", "own")
     first = str(tmp_path / "binary")
     pretrain_here(config_for(toy, "own"), data=data, out=first)
-    run, report = prepare_run(config_for(toy, "default"), data=data, out=str(tmp_path / "all"), init=first)
+    run, report = begin_run(config_for(toy, "default"), data=data, out=str(tmp_path / "all"), init=first)
     assert run.taxonomy.class_names == ("car", "road", "tree")
     assert report is not None
     assert report.fresh
@@ -129,9 +138,9 @@ def test_a_run_is_resumed_with_its_own_labels(toy: ModuleType, data: str, tmp_pa
     out = str(tmp_path / "run")
     pretrain_here(config_for(toy, "own"), data=data, out=out)
     with pytest.raises(ConfigError, match=r"differs from the run's in data\.labels"):
-        prepare_run(config_for(toy, "default"), data=data, out=out, resume=True)
+        begin_run(config_for(toy, "default"), data=data, out=out, resume=True)
     remove_tree(label_set_uri(data, "own"))
     derive(data, toy, "foreground", "own")
     with pytest.raises(ConfigError, match="'own' have other classes now: car, ground, other") as caught:
-        prepare_run(config_for(toy, "own"), data=data, out=out, resume=True)
+        begin_run(config_for(toy, "own"), data=data, out=out, resume=True)
     assert caught.value.expected == "occupied, as the run has learned"

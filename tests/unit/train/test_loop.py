@@ -11,8 +11,10 @@ from spot_ray.losses.occupancy import occupancy_loss
 from spot_ray.operators.pack import take
 from spot_ray.schema.taxonomy import Taxonomy
 from spot_ray.train.labels import class_weights, to_labels
-from spot_ray.train.loop import Learner, RunState, build_learner, check_finite, fit
+from spot_ray.train.learner import Learner, build_learner
+from spot_ray.train.loop import Hooks, check_finite, fit
 from spot_ray.train.metrics import StepMeter
+from spot_ray.train.state import RunState
 
 
 def learner_of(
@@ -144,7 +146,7 @@ class Recorder:
         self.states: list[RunState] = []
         self.kill_at = kill_at
 
-    def save(self, state: RunState) -> None:
+    def save(self, state: RunState, ends: bool) -> None:
         self.states.append(state)
         if state.step == self.kill_at:
             raise KilledError
@@ -165,8 +167,9 @@ class Recorder:
             steps_by_epoch=[4, 3],
             log_every_steps=options.get("log", 2),
             checkpoint_every_steps=options.get("save", 3),
-            on_metrics=lambda state, figures: self.figures.update({state.step: figures}),
-            on_checkpoint=self.save,
+            hooks=Hooks(
+                on_metrics=lambda state, figures: self.figures.update({state.step: figures}), on_checkpoint=self.save
+            ),
         )
 
 

@@ -1,48 +1,34 @@
 import dataclasses
+import itertools
 import math
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import fsspec
 import numpy as np
 import pytest
 import torch
 
-from spot_ray.operators.batch import SkippedFrame
+from spot_ray.operators.batch import Batch, SkippedFrame
 from spot_ray.operators.pack import STAGES
 from spot_ray.storage.cache import Traffic
 from spot_ray.train import metrics
-from spot_ray.train.metrics import MetricsWriter, StepMeter, StepReport, StepResult, read_metrics, voxel_counts
-from spot_ray.train.skipped import SKIPPED_FILE, SkippedSample, read_skipped
+from spot_ray.train.metrics import StepMeter, StepReport, StepResult
+from spot_ray.train.skipped import SkippedSample
+from spot_ray.train.step_clock import PHASES, StepClock
 
 
-def logits_for(classes: list[int], num_outputs: int = 3) -> torch.Tensor:
-    """Return (1, C, 1, 1, n) logits whose greatest is at the given classes."""
-    return torch.nn.functional.one_hot(torch.tensor(classes), num_outputs).float().T.reshape(1, num_outputs, 1, 1, -1)
-
-
-def test_counts_worked_by_hand() -> None:
-    #                    hit  wrong class  missed  false alarm  empty  ignored
-    truth = torch.tensor([1, 2, 2, 0, 0, 255], dtype=torch.uint8).reshape(1, 1, 1, 6)
-    counts = voxel_counts(logits_for([1, 1, 0, 2, 0, 1]), truth)
-    assert counts.tolist() == [
-        [2, 3, 3],  # occupied: hit and wrong class overlap; three predicted, three true
-        [1, 2, 1],
-        [0, 1, 2],
-    ]
-
-
-def result(loss: float, weight: float, counts: list[list[int]], lr: float = 0.1) -> StepResult:
+def result(loss: float, weight: float, counts: list[list[int]], lr: float = 0.1, grad_norm: float = 3.0) -> StepResult:
     return StepResult(
         losses=torch.tensor([[loss, loss / 2, loss / 4]]),
         weight=torch.tensor([weight]),
         counts=torch.tensor(counts),
-        grad_norm=torch.tensor(3.0),
+        grad_norm=torch.tensor(grad_norm),
         lr=lr,
         frames=("a/0",),
+        copies=(0,),
     )
 
 
@@ -67,18 +53,25 @@ def report(
     return StepReport(step, 0, batch, seconds, waited, num_ready)
 
 
+def told(meter: StepMeter) -> dict[str, float]:
+    """Return a meter's figures but for the memory, which is this process's."""
+    figures = meter.figures()
+    assert 0.01 < figures.pop("memory/worker_gb") < 1000
+    return figures
+
+
 def test_figures_are_means_over_the_samples_since_the_last_line(toy: ModuleType) -> None:
     meter = StepMeter(class_names=("car", "road"), device="cpu")
     meter.add(result(1.0, 1.0, [[2, 3, 3], [1, 2, 1], [0, 0, 0]]), report(toy, seconds=1.0, waited=0.5))
     meter.add(result(3.0, 1.0, [[0, 1, 1], [0, 0, 1], [0, 0, 0]], lr=0.2), report(toy, seconds=3.0, waited=0.5))
-    figures = meter.figures()
-    assert figures == pytest.approx(
+    assert told(meter) == pytest.approx(
         {
             "loss": 2.0,
             "cross_entropy": 1.0,
             "lovasz": 0.5,
             "grad_norm": 3.0,
             "lr": 0.2,
+            "skipped_steps": 0.0,
             "samples_per_second": 0.5,
             "data_wait": 0.25,
             "geometric_iou": 2 / 6,
@@ -123,9 +116,85 @@ def test_what_data_cost_is_told_a_sample(toy: ModuleType) -> None:
 def test_figures_of_nothing_but_skipped_samples_have_no_means(toy: ModuleType) -> None:
     meter = StepMeter(class_names=("car", "road"), device="cpu")
     meter.add(result(0.0, 0.0, [[0, 0, 0]] * 3), report(toy, waited=0.25, skipped=("a/1",)))
-    assert meter.figures() == pytest.approx(
-        {"grad_norm": 3.0, "lr": 0.1, "samples_per_second": 0.0, "data_wait": 0.25, "data/skipped": 1.0}
-    )
+    expected = {"grad_norm": 3.0, "lr": 0.1, "samples_per_second": 0.0, "data_wait": 0.25, "data/skipped": 1.0}
+    assert told(meter) == pytest.approx(expected | {"skipped_steps": 0.0})
+
+
+def test_a_step_that_was_not_taken_is_in_no_mean(toy: ModuleType) -> None:
+    meter = StepMeter(class_names=("car", "road"), device="cpu")
+    nan = float("nan")
+    meter.add(result(1.0, 1.0, [[2, 3, 3], [1, 2, 1], [0, 0, 0]]), report(toy))
+    meter.add(result(nan, 1.0, [[9, 9, 9]] * 3, grad_norm=nan, lr=0.2), report(toy, step=2))
+    meter.leave_out([SkippedSample(2, 0, "a/0", 0, "its loss is not finite")])
+    figures = meter.figures()
+    expected = {"loss": 1.0, "grad_norm": 3.0, "lr": 0.2, "skipped_steps": 1.0, "iou/car": 0.5, "data/skipped": 1.0}
+    assert {name: figures[name] for name in expected} == pytest.approx(expected)
+    assert figures["samples_per_second"] == 0.5  # one of the two that were computed, in two seconds
+    assert [sample.frame for sample in meter.take_skipped()] == ["a/0"]
+    meter.add(result(1.0, 1.0, [[0, 0, 0]] * 3, grad_norm=float("inf")), report(toy, step=3))
+    assert {"loss", "grad_norm"}.isdisjoint(meter.figures())
+
+
+def test_phases_are_told_a_step_and_sum_up_to_it(toy: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = StepClock("cpu")
+    taken = iter([{"wait": 0.5, "encoder": 1.5, "backward": 2.0}, {}])
+    monkeypatch.setattr(clock, "take", lambda: next(taken))
+    meter = StepMeter(class_names=("car", "road"), device="cpu", clock=clock)
+    for step in (1, 2):
+        meter.add(result(1.0, 1.0, [[0, 0, 0]] * 3), report(toy, step=step, seconds=2.0))
+    times = {name: value for name, value in meter.figures().items() if name.startswith("time/")}
+    assert times == dict.fromkeys((f"time/{name}_ms" for name in PHASES), 0.0) | {
+        "time/wait_ms": 250.0,
+        "time/encoder_ms": 750.0,
+        "time/backward_ms": 1000.0,
+    }
+    assert sum(times.values()) == 2000.0
+    meter.add(result(1.0, 1.0, [[0, 0, 0]] * 3), report(toy))
+    assert not [name for name in meter.figures() if name.startswith("time/")]
+
+
+def test_a_clock_that_a_loop_drives_is_read_with_the_figures(toy: ModuleType) -> None:
+    clock = StepClock("cpu")
+    meter = StepMeter(class_names=("car", "road"), device="cpu", clock=clock)
+    for step in (1, 2, 3):
+        began = time.perf_counter()
+        for name in PHASES:
+            clock.mark(name)
+            time.sleep(0.001)
+        clock.stop()
+        meter.add(
+            result(1.0, 1.0, [[0, 0, 0]] * 3), report(toy, step=step, seconds=time.perf_counter() - began, waited=0.001)
+        )
+    figures = meter.figures()
+    times = [figures[f"time/{name}_ms"] for name in PHASES]
+    assert min(times) >= 1.0
+    assert sum(times) == pytest.approx(1e3 / figures["samples_per_second"], rel=0.05)
+
+
+def test_utilisation_is_of_the_samples_that_were_trained_on(toy: ModuleType) -> None:
+    asked = []
+
+    def flops_of(batch: Batch) -> float:
+        asked.append(batch.frames)
+        return 3e9
+
+    meter = StepMeter(class_names=("car", "road"), device="cpu", peak_flops=1e12, flops_of=flops_of)
+    meter.add(result(1.0, 1.0, [[0, 0, 0]] * 3), report(toy, seconds=0.010))
+    meter.add(result(1.0, 1.0, [[0, 0, 0]] * 3), report(toy, step=2, seconds=0.020))
+    assert meter.figures()["mfu"] == pytest.approx(2 * 3e9 / 0.030 / 1e12)
+    assert len(asked) == 1
+    unknown = StepMeter(class_names=("car", "road"), device="cpu", flops_of=flops_of)
+    unknown.add(result(1.0, 1.0, [[0, 0, 0]] * 3), report(toy))
+    assert "mfu" not in unknown.figures()
+    assert len(asked) == 1
+
+
+def test_memory_of_a_gpu_is_the_peak_since_the_last_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    peaks = {"now": 5e9}
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: peaks["now"])
+    monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: peaks.update(now=1e9))
+    found = [metrics._peak_memory(torch.device("cuda:0")) for _ in range(2)]
+    assert [each["memory/gpu_gb"] for each in found] == [5.0, 1.0]
 
 
 class Meeting:
@@ -145,8 +214,12 @@ class Meeting:
         self._barrier.wait()
         return brought
 
-    def all_reduce(self, tensor: torch.Tensor) -> None:
-        tensor.copy_(sum(self._exchange(tensor.clone())))
+    class ReduceOp:
+        MAX = "greatest"
+
+    def all_reduce(self, tensor: torch.Tensor, op: str = "sum") -> None:
+        brought = torch.stack(self._exchange(tensor.clone()))
+        tensor.copy_(brought.amax(dim=0) if op == "greatest" else brought.sum(dim=0))
 
     def all_gather_object(self, parts: list[Any], mine: Any) -> None:
         parts[:] = self._exchange(mine)
@@ -154,6 +227,8 @@ class Meeting:
 
 def test_two_workers_tell_the_sum(toy: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metrics, "dist", Meeting())
+    memory = itertools.count(2.0)
+    monkeypatch.setattr(metrics, "_peak_memory", lambda device: {"memory/worker_gb": next(memory)})
     reports = [
         [report(toy, size=2, seconds=2.0, waited=1.0, num_ready=1, read_s=0.030, skipped=("b/2",))],
         [report(toy, size=2, seconds=2.0, waited=0.0, num_ready=2, read_s=0.060, traffic=Traffic(bytes_direct=9000))],
@@ -161,9 +236,9 @@ def test_two_workers_tell_the_sum(toy: ModuleType, monkeypatch: pytest.MonkeyPat
     reports[1].append(report(toy, step=2, size=1, seconds=4.0, waited=1.0, num_ready=6, skipped=("a/1",)))
     reports[0].append(report(toy, step=2, size=1, seconds=4.0, waited=1.0, num_ready=0, read_s=0.030))
     with ThreadPoolExecutor(2) as pool:
-        told = list(pool.map(tell, reports))
-    assert told[0] == told[1]
-    figures, skipped = told[0]
+        one, other = pool.map(tell, reports)
+    assert one == other
+    figures, skipped = one
     # Rank 0 prepared 1 + 1 samples, rank 1 2 + 0. Both took 2 + 4 s, and waited 1 + 1 s and 0 + 1 s.
     expected = {
         "data_wait": 3 / 12,
@@ -173,6 +248,9 @@ def test_two_workers_tell_the_sum(toy: ModuleType, monkeypatch: pytest.MonkeyPat
         "data/store_mb": 0.009 / 4,
         "data/skipped": 2.0,
         "samples_per_second": 4 / 6,
+        "skipped_steps": 0.0,
+        "time/loss_ms": (2 + 4) * 1e3 / 4,
+        "memory/worker_gb": 3.0,
     }
     assert {name: figures[name] for name in expected} == pytest.approx(expected)
     assert skipped == (SkippedSample(1, 0, "b/2", 1, "broken"), SkippedSample(2, 0, "a/1", 1, "broken"))
@@ -180,59 +258,9 @@ def test_two_workers_tell_the_sum(toy: ModuleType, monkeypatch: pytest.MonkeyPat
 
 def tell(reports: list[StepReport]) -> tuple[dict[str, float], tuple[SkippedSample, ...]]:
     """Return what one of two workers tells."""
-    meter = StepMeter(class_names=("car", "road"), device="cpu", world_size=2)
+    clock = StepClock("cpu")
+    clock.take = lambda: {"loss": 2.0 * reports[0].num_ready}  # type: ignore[method-assign, operator]
+    meter = StepMeter(class_names=("car", "road"), device="cpu", world_size=2, clock=clock)
     for each in reports:
         meter.add(result(1.0, float(each.num_prepared), [[0, 0, 0]] * 3), each)
     return meter.figures(), meter.take_skipped()
-
-
-def test_a_resumed_writer_drops_the_lines_it_will_repeat(tmp_path: Path) -> None:
-    run = str(tmp_path / "run")
-    writer = MetricsWriter(run, start_step=0)
-    for step in (1, 2, 3):
-        writer.write(step, {"loss": step / 2, "iou/car": 0.5})
-    writer.close()
-    with (tmp_path / "run/metrics.jsonl").open("a") as file:
-        file.write('{"step": 4, "lo')  # killed while writing
-    resumed = MetricsWriter(run, start_step=2)
-    assert [line["step"] for line in read_metrics(run)] == [1, 2]
-    resumed.write(3, {"loss": 7.0})
-    assert read_metrics(run)[-1] == {"step": 3, "loss": 7.0}
-    resumed.close()
-    assert len(list((tmp_path / "run/tensorboard").iterdir())) == 2
-
-
-def test_a_remote_run_gets_its_files_on_flush() -> None:
-    run = "memory://bucket/run"
-    writer = MetricsWriter(run, start_step=0)
-    writer.write(1, {"loss": 1.0})
-    assert read_metrics(run) == []
-    writer.flush()
-    assert read_metrics(run) == [{"step": 1, "loss": 1.0}]
-    writer.write(2, {"loss": 0.5})
-    writer.close()
-    again = MetricsWriter(run, start_step=1)
-    again.write(2, {"loss": 0.25})
-    again.close()
-    assert read_metrics(run) == [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 0.25}]
-    assert len(fsspec.filesystem("memory").find("bucket/run/tensorboard")) == 2
-
-
-@pytest.mark.parametrize("remote", [False, True])
-def test_samples_left_out_are_listed_once_in_a_resumed_run_too(tmp_path: Path, remote: bool) -> None:
-    run = "memory://bucket/skipping" if remote else str(tmp_path / "run")
-    samples = [SkippedSample(step, step // 3, f"log/{step}", 0, "broken\n  where: here") for step in (1, 2, 4, 5)]
-    writer = MetricsWriter(run, start_step=0)
-    writer.flush()
-    assert not [name for name in fsspec.filesystem("memory").find("bucket/skipping") if SKIPPED_FILE in name]
-    assert read_skipped(run) == []
-    writer.write_skipped(samples[:2])
-    writer.write_skipped(samples[2:])
-    writer.close()
-    assert read_skipped(run) == samples
-    again = MetricsWriter(run, start_step=2)
-    again.write_skipped(samples[2:])
-    again.close()
-    assert read_skipped(run) == samples
-    MetricsWriter(run, start_step=0).close()
-    assert read_skipped(run) == []

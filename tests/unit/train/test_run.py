@@ -3,6 +3,7 @@ import json
 import shutil
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -15,11 +16,19 @@ from spot_ray.storage import uri as uris
 from spot_ray.storage.remove import remove_sequence
 from spot_ray.train.checkpoint import latest_checkpoint, load_model
 from spot_ray.train.config import PretrainConfig
-from spot_ray.train.metrics import read_metrics
-from spot_ray.train.run import Run, prepare_run
+from spot_ray.train.metrics_writer import read_metrics
+from spot_ray.train.run import Run, prepare_run, write_run
+from spot_ray.train.transfer import LoadReport
 from spot_ray.train.worker import PretrainResult, pretrain_here
 
 PLAIN = DataConfig(balance=BalanceConfig(enabled=False))
+
+
+def begin_run(*arguments: Any, **options: Any) -> tuple[Run, LoadReport | None]:
+    """Prepare a run and write it down, as those do who train it."""
+    run, report = prepare_run(*arguments, **options)
+    write_run(run)
+    return run, report
 
 
 def changed(config: PretrainConfig, **train: int) -> PretrainConfig:
@@ -113,7 +122,7 @@ def test_resuming_with_another_config_names_the_fields(
         dataclasses.replace(config, loss=dataclasses.replace(config.loss, lovasz_weight=0.5)), seed=7, log_every_steps=3
     )
     with pytest.raises(ConfigError, match=r"in loss\.lovasz_weight, train\.seed\n"):
-        prepare_run(other, data=data, out=finished[0], resume=True)
+        begin_run(other, data=data, out=finished[0], resume=True)
 
 
 def test_a_resumed_run_may_be_longer(
@@ -133,19 +142,19 @@ def test_logs_that_arrive_later_are_not_the_runs(
     toy.write_dataset(grown, names=("a new log",), frames=(4,))
     pretrain_here(config, data=grown, out=out, resume=True)
     assert losses(out) == losses(finished[0])
-    fresh, _ = prepare_run(config, data=grown, out=str(tmp_path / "fresh"))
+    fresh, _ = begin_run(config, data=grown, out=str(tmp_path / "fresh"))
     assert fresh.record.steps_by_epoch == (5, 5)
     # As many frames in as many steps, but not these frames.
     toy.write_dataset(str(tmp_path / "other"), frames=(2, 3))
     with pytest.raises(DataError, match="is not the dataset of the run: it lacks 1 of 1 manifest parts"):
-        prepare_run(config, data=str(tmp_path / "other"), out=out, resume=True)
+        begin_run(config, data=str(tmp_path / "other"), out=out, resume=True)
 
 
 def test_a_subset_stays_the_runs(config: PretrainConfig, data: str, toy: ModuleType, tmp_path: Path) -> None:
     grown, out = str(tmp_path / "data"), str(tmp_path / "run")
     shutil.copytree(data, grown)
     subset = Subset("frame", ("log0/1", "log1/0", "log1/1"), "toy", 0.6, 0)
-    run, _ = prepare_run(config, data=DataSource(grown, subset=subset), out=out)
+    run, _ = begin_run(config, data=DataSource(grown, subset=subset), out=out)
     assert run.record.steps_by_epoch == (2, 2)  # three frames in batches of two
 
     def frames(run: Run) -> list[list[str]]:
@@ -157,11 +166,11 @@ def test_a_subset_stays_the_runs(config: PretrainConfig, data: str, toy: ModuleT
     # Another log comes before them all, so that every frame has another index.
     toy.write_dataset(grown, names=("a new log",), frames=(4,))
     for asked in (None, Subset("frame", tuple(reversed(subset.names)))):
-        again, _ = prepare_run(config, data=DataSource(grown, subset=asked), out=out, resume=True)
+        again, _ = begin_run(config, data=DataSource(grown, subset=asked), out=out, resume=True)
         assert again.record == run.record
         assert frames(again) == before
     with pytest.raises(ConfigError, match="did not begin with this subset, 1 sequence") as caught:
-        prepare_run(config, data=DataSource(grown, subset=Subset("sequence", ("log0",))), out=out, resume=True)
+        begin_run(config, data=DataSource(grown, subset=Subset("sequence", ("log0",))), out=out, resume=True)
     assert caught.value.expected == "its own, 3 frames (60 % by seed 0), or no --subset"
 
 
@@ -170,7 +179,7 @@ def test_a_run_of_the_whole_dataset_is_not_resumed_on_a_subset(
 ) -> None:
     with pytest.raises(ConfigError, match="did not begin with this subset") as caught:
         part = DataSource(data, subset=Subset("sequence", ("log0",)))
-        prepare_run(config, data=part, out=finished[0], resume=True)
+        begin_run(config, data=part, out=finished[0], resume=True)
     assert "it began with the whole dataset" in caught.value.expected
 
 
@@ -180,10 +189,10 @@ def test_a_run_of_several_datasets_is_resumed_with_the_same_ones(
     other, out = str(tmp_path / "other"), str(tmp_path / "run")
     toy.write_dataset(other, names=("far",), frames=(4,))
     both = [DataSource(data, 1.0), DataSource(other, 2.0)]
-    run, _ = prepare_run(config, data=both, out=out)
+    run, _ = begin_run(config, data=both, out=out)
     assert run.record.num_frames == (5, 4)
     assert run.record.steps_by_epoch == (8, 8)  # 5 frames of the one, 10 of the other, in batches of two
-    again, _ = prepare_run(config, data=[data, other], out=out, resume=True)
+    again, _ = begin_run(config, data=[data, other], out=out, resume=True)
     assert again.record == run.record
     for asked, message in (
         ([data], "did not begin with 1 datasets"),
@@ -191,7 +200,7 @@ def test_a_run_of_several_datasets_is_resumed_with_the_same_ones(
         ([DataSource(data, 1.0), DataSource(other, 1.0)], "did not begin with the proportion 1 of"),
     ):
         with pytest.raises(SpotRayError, match=message):
-            prepare_run(config, data=asked, out=out, resume=True)
+            begin_run(config, data=asked, out=out, resume=True)
 
 
 @pytest.mark.parametrize("subset", [None, Subset("sequence", ("log0",))])
@@ -201,10 +210,10 @@ def test_a_removed_sequence_ends_the_runs_that_began_with_it(
     data, out = str(tmp_path / "data"), str(tmp_path / "run")
     # Five frames or six, there are three steps: the steps would not show it.
     toy.write_dataset(data, names=("log0", "log1", "single"), frames=(3, 2, 1))
-    prepare_run(config, data=DataSource(data, subset=subset), out=out)
+    begin_run(config, data=DataSource(data, subset=subset), out=out)
     remove_sequence(data, "single")
     with pytest.raises(DataError, match=r"sequences were removed .*: 5 of its 6 frames are left") as caught:
-        prepare_run(config, data=data, out=out, resume=True)
+        begin_run(config, data=data, out=out, resume=True)
     assert "--init" in caught.value.remedy
 
 
@@ -216,7 +225,7 @@ def test_the_record_of_another_version_is_refused(
     del record["sources"], record["num_frames"]
     (tmp_path / "run/run.json").write_text(json.dumps(record | {"sequences": None}))
     with pytest.raises(ConfigError, match="cannot be resumed from its record: 'sources' is missing") as caught:
-        prepare_run(config, data=data, out=out, resume=True)
+        begin_run(config, data=data, out=out, resume=True)
     assert "start a new run" in caught.value.remedy
 
 
@@ -224,13 +233,13 @@ def test_a_run_that_fell_before_its_first_checkpoint_keeps_its_init(
     finished: tuple[str, PretrainResult], config: PretrainConfig, data: str, tmp_path: Path
 ) -> None:
     out = str(tmp_path / "run")
-    prepare_run(config, data=data, out=out, init=finished[0])
-    run, report = prepare_run(config, data=data, out=out, resume=True)
+    begin_run(config, data=data, out=out, init=finished[0])
+    run, report = begin_run(config, data=data, out=out, resume=True)
     assert run.record.init == finished[0]
     assert report is not None
     for before, asked in ((out, str(tmp_path)), (finished[0], out)):
         with pytest.raises(ConfigError, match="did not begin with the weights of"):
-            prepare_run(config, data=data, out=before, resume=True, init=asked)
+            begin_run(config, data=data, out=before, resume=True, init=asked)
 
 
 def test_init_begins_with_the_weights_of_another_run(
@@ -240,11 +249,11 @@ def test_init_begins_with_the_weights_of_another_run(
     result = pretrain_here(changed(config, epochs=1), data=data, out=str(tmp_path / "run"), init=finished[0])
     assert read_metrics(str(tmp_path / "run"))[0]["loss"] < scratch
     assert result.state.step == 3
-    _, report = prepare_run(config, data=data, out=str(tmp_path / "other"), init=finished[0])
+    _, report = begin_run(config, data=data, out=str(tmp_path / "other"), init=finished[0])
     assert report is not None
     assert report.uri == finished[1].checkpoint
     with pytest.raises(CheckpointError, match="no checkpoint is here"):
-        prepare_run(config, data=data, out=str(tmp_path / "third"), init=str(tmp_path / "nothing"))
+        begin_run(config, data=data, out=str(tmp_path / "third"), init=str(tmp_path / "nothing"))
     assert not (tmp_path / "third").exists()
 
 
@@ -255,25 +264,25 @@ def test_a_count_that_is_none_is_an_error(
     config: PretrainConfig, data: str, tmp_path: Path, field: str, value: int
 ) -> None:
     with pytest.raises(ConfigError, match=f"{field} is {value}"):
-        prepare_run(changed(config, **{field: value}), data=data, out=str(tmp_path / "run"))
+        begin_run(changed(config, **{field: value}), data=data, out=str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
 
 def test_data_that_cannot_be_used_leave_nothing_behind(config: PretrainConfig, data: str, tmp_path: Path) -> None:
     out = str(tmp_path / "run")
     with pytest.raises(DataError):
-        prepare_run(config, data=str(tmp_path), out=out)
+        begin_run(config, data=str(tmp_path), out=out)
     with pytest.raises(ConfigError):
-        prepare_run(
+        begin_run(
             dataclasses.replace(config, data=dataclasses.replace(config.data, features=("x", "y", "z", "elongatoin"))),
             data=data,
             out=out,
         )
     with pytest.raises(DataError):
-        prepare_run(config, data=DataSource(data, subset=Subset("sequence", ("nowhere",))), out=out)
+        begin_run(config, data=DataSource(data, subset=Subset("sequence", ("nowhere",))), out=out)
     never_recorded = dataclasses.replace(config.data, features=("x", "y", "z", "elongation"))
     with pytest.raises(DataError, match="the sweep has no 'elongation'"):
-        prepare_run(dataclasses.replace(config, data=never_recorded), data=data, out=out)
+        begin_run(dataclasses.replace(config, data=never_recorded), data=data, out=out)
     assert not uris.exists(out)
 
 

@@ -10,8 +10,8 @@ from spot_ray.geometry.grid import VoxelGrid
 from spot_ray.models.spot import OccupancyModel, build_model
 from spot_ray.schema.taxonomy import SemanticClass, Taxonomy
 from spot_ray.train.checkpoint import ModelDescription, save_checkpoint
-from spot_ray.train.loop import RunState
 from spot_ray.train.optimiser import build_optimiser
+from spot_ray.train.state import RunState
 from spot_ray.train.transfer import INPUT_WEIGHT, load_weights, map_features
 
 XYZI = ("x", "y", "z", "intensity")
