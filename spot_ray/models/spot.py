@@ -54,7 +54,7 @@ class OccupancyModel(nn.Module):
         self.decoder = decoder
         self._lower_m = lower_m
         self._voxel_size_m = voxel_size_m
-        self._voxel_shape = voxel_shape
+        self.voxel_shape = voxel_shape
         self._max_points = max_points
 
     def forward(self, points: Tensor, point_offsets: Tensor, network_from_label: Tensor | None = None) -> Tensor:
@@ -107,7 +107,7 @@ class OccupancyModel(nn.Module):
             point_offsets,
             lower_m=self._lower_m,
             voxel_size_m=self._voxel_size_m,
-            voxel_shape=self._voxel_shape,
+            voxel_shape=self.voxel_shape,
             max_points=self._max_points,
         )
         if len(voxels.indices) == 0:
