@@ -7,19 +7,28 @@ their names. What `metrics.jsonl` says of a whole run after the fact, these say 
     rate(ray_spot_ray_data_wait_seconds_total[1m]) / rate(ray_spot_ray_step_seconds_total[1m])
     # cores that each operator keeps busy, over all workers of a run
     sum by (run, stage) (rate(ray_spot_ray_data_stage_seconds_total[1m]))
+    # share of each phase in a step
+    sum by (run, phase) (rate(ray_spot_ray_phase_seconds_total[5m]))
+      / ignoring(phase) group_left sum by (run) (rate(ray_spot_ray_phase_seconds_total[5m]))
 
-All have the tags `run` and `rank`. A series begins when there is something to count, and ends with the worker: one that
-is replaced, or a run that is resumed, begins anew at 0 under another `WorkerId`. Ray's processes report every ten
-seconds (`RAY_metrics_report_interval_ms`) and when they end. The agent runs with and without Ray's dashboard, at
+Phases, memory and utilisation are of the last line of figures and so of all workers: a GPU's clock is read for a line
+only. Of the phases each worker counts the mean.
+
+All series have the tags `run` and `rank`. A series begins when there is something to count, and ends with the worker:
+one that is replaced, or a run that is resumed, begins anew at 0 under another `WorkerId`. Ray's processes report every
+ten seconds (`RAY_metrics_report_interval_ms`) and when they end. The agent runs with and without Ray's dashboard, at
 `http://NODE:PORT/metrics`: the port is what `ray start --metrics-export-port` says, else `MetricsExportPort` in
 `ray.nodes()`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from ray.util.metrics import Counter, Gauge
 
 from spot_ray.train.metrics import StepReport
+from spot_ray.train.step_clock import PHASES
 
 _TAGS = ("run", "rank")
 
@@ -49,12 +58,23 @@ class RayMetrics:
         self._store = counter("store_bytes", "Bytes read from a remote store, into the cache or past it.")
         self._cache = counter("cache_bytes", "Bytes read from the shard cache on the local disk.")
         self._requests = counter("cache_requests", "Requests of the shard cache to the store.")
-        self._ready = Gauge("spot_ray_data_ready_batches", "Batches ready when the last step asked for its own.", _TAGS)
-        self._ready.set_default_tags(tags)
+        self._phase_s = counter("phase_seconds", "Seconds of steps in a phase, mean over the workers.", "phase")
+
+        def gauge(name: str, description: str) -> Gauge:
+            return Gauge(f"spot_ray_{name}", description, _TAGS).set_default_tags(tags)
+
+        self._ready = gauge("data_ready_batches", "Batches ready when the last step asked for its own.")
+        self._of_lines = {
+            "memory/worker_gb": gauge("memory_worker_gb", "Most memory that a worker's process has held, of all."),
+            "memory/gpu_gb": gauge("memory_gpu_gb", "Most memory of a GPU since the line before, of all."),
+            "mfu": gauge("mfu", "Model FLOP utilisation since the line before, mean over the workers."),
+        }
+        self._steps_since_line = 0
 
     def add(self, report: StepReport) -> None:
         """Record a step."""
         batch, traffic = report.batch, report.batch.traffic
+        self._steps_since_line += 1
         _count(self._steps, 1)
         _count(self._step_s, report.seconds)
         _count(self._wait_s, report.waited)
@@ -67,6 +87,16 @@ class RayMetrics:
         _count(self._requests, traffic.requests)
         if report.num_ready is not None:
             self._ready.set(report.num_ready)
+
+    def add_line(self, figures: Mapping[str, float]) -> None:
+        """Record the figures of a line, after the last of its steps."""
+        for phase in PHASES:
+            mean_ms = figures.get(f"time/{phase}_ms", 0.0)
+            _count(self._phase_s, mean_ms / 1e3 * self._steps_since_line, {"phase": phase})
+        self._steps_since_line = 0
+        for name, gauge in self._of_lines.items():
+            if name in figures:
+                gauge.set(figures[name])
 
 
 def _count(counter: Counter, more: float, tags: dict[str, str] | None = None) -> None:
