@@ -24,7 +24,9 @@ _EXAMPLES = {
     "inspect": "spot-ray inspect data/nuscenes",
     "pretrain": "spot-ray pretrain spot-tiny --data data/city --out runs/first --train.epochs 3",
     "evaluate": "spot-ray evaluate --checkpoint runs/first --data data/city-unseen --json scores.json",
+    "compare": "spot-ray compare runs/first runs/second --data data/city-unseen --json compared.json",
     "view": "spot-ray view --checkpoint runs/first --data data/city --frame waymo-0000-0000/000005 --out view.png",
+    "export": "spot-ray export runs/first --to openpcdet --out first.pth",
     "doctor": "spot-ray doctor",
     "demo": "spot-ray demo --out demo",
 }
@@ -62,6 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_data_verbs(verb)
     _add_label_verbs(verb)
     _add_network_verbs(verb)
+    _add_export(verb)
     _add_tools(verb)
     return parser
 
@@ -260,6 +263,12 @@ def _add_network_verbs(verb: _Verb) -> None:
         help="what to do about a frame that cannot be read: stop, or leave it out, count and list it (default: fail)",
     )
     sub.add_argument("--init", metavar="CKPT", help="start from the weights of this checkpoint")
+    sub.add_argument(
+        "--probe-data",
+        metavar="URI",
+        help="probe the encoder on this dataset now and then: points with classes, two sequences or more, best unseen",
+    )
+    sub.add_argument("--probe-subset", metavar="FILE", help="probe on this part of that dataset alone")
     sub.add_argument("--resume", action="store_true", help="go on with the run in --out")
     sub.add_argument("--workers", type=_count, default=1, help="training workers (default 1)")
     sub.add_argument(
@@ -294,6 +303,28 @@ def _add_network_verbs(verb: _Verb) -> None:
     sub.add_argument("--json", metavar="FILE", help="write the figures there")
 
     sub = verb(
+        "compare",
+        commands.compare,
+        "Compare two checkpoints on the same labelled frames: what each scores, the difference, and how sure it is.",
+    )
+    sub.add_argument("first", metavar="A", help="a checkpoint, or a run: then its latest one")
+    sub.add_argument("second", metavar="B", help="the other")
+    sub.add_argument("--data", required=True, metavar="URI", help="the labelled dataset, best of many sequences")
+    sub.add_argument("--labels", default="default", help="label set that says what was observed (default: default)")
+    sub.add_argument("--truth", metavar="NAME", help="label set that holds the truth (default: --labels)")
+    sub.add_argument("--subset", metavar="FILE", help="compare on this part of the dataset alone")
+    sub.add_argument(
+        "--probe",
+        action="store_true",
+        help="also fit a linear classifier of points on each frozen encoder; needs points with classes",
+    )
+    sub.add_argument("--json", metavar="FILE", help="write the figures there")
+    sub.epilog = (
+        "Intervals (95 %) come from a bootstrap over sequences: they tell how much a difference hangs on which were "
+        "recorded, not how much on the seed of training."
+    )
+
+    sub = verb(
         "view",
         commands.view,
         "Draw a frame: sweep, predicted occupancy and label from above, or voxels in three dimensions; or tell in "
@@ -318,6 +349,31 @@ def _add_network_verbs(verb: _Verb) -> None:
         "--frames", type=_whole, metavar="N", help="with --report: frames read a sequence; 0: all (default: 20)"
     )
     sub.add_argument("--json", metavar="FILE", help="with --report: write the figures there")
+
+
+def _add_export(verb: _Verb) -> None:
+    """Add the verb that hands weights on."""
+    sub = verb(
+        "export",
+        commands.export,
+        "Write a checkpoint's encoders as a plain file for another codebase, and tell what it needs there.",
+    )
+    sub.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint, or a run: then its latest one")
+    sub.add_argument("--to", required=True, metavar="CODEBASE", help="openpcdet, mmdet3d or safetensors")
+    sub.add_argument("--out", required=True, metavar="FILE", help="the file; what it needs is told in FILE.json too")
+    sub.add_argument(
+        "--detector",
+        metavar="NAME",
+        help="whose names and shapes: centerpoint, second, for openpcdet also transfusion, for mmdet3d also mvx "
+        "(default: centerpoint for a residual encoder, second for a plain one)",
+    )
+    sub.add_argument(
+        "--weights",
+        choices=["auto", "trained", "averaged"],
+        default="auto",
+        help="the trained weights, or their moving average (default: the average, where there is one)",
+    )
+    sub.add_argument("--overwrite", action="store_true", help="replace files that are there")
 
 
 def _add_tools(verb: _Verb) -> None:

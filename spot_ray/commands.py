@@ -327,7 +327,10 @@ def pretrain(options: argparse.Namespace, rest: list[str]) -> None:
             raise ConfigError(f"--{flag} is missing", where="spot-ray pretrain", expected=f"--{flag} URI")
     cache = _cache(options.cache_dir, options.cache_limit)
     is_dry = dry_run.is_dry(options)
-    from spot_ray.operators.mixture import parse_source, with_subsets
+    if options.probe_subset and not options.probe_data:
+        raise ConfigError("--probe-subset is without --probe-data", expected="the dataset that it is a part of")
+    from spot_ray.operators.mixture import DataSource, parse_source, with_subsets
+    from spot_ray.storage import uri as uris
     from spot_ray.storage.subset import read_subset
 
     asked: dict[str, Any] = {
@@ -352,7 +355,11 @@ def pretrain(options: argparse.Namespace, rest: list[str]) -> None:
         return
     from spot_ray.train.trainer import pretrain as run
 
-    result = run(config, **asked)
+    probe = None
+    if options.probe_data:
+        # Workers may have another working directory.
+        probe = DataSource(uris.absolute(options.probe_data), subset=_read_subset(options.probe_subset))
+    result = run(config, **asked, probe=probe)
     if result.skipped:
         from spot_ray.train.skipped import SKIPPED_FILE, count_skipped
 
@@ -402,6 +409,30 @@ def evaluate(options: argparse.Namespace, _: list[str]) -> None:
 
         uris.write_bytes(options.json, to_json(report).encode())
     say(render(report))
+
+
+def compare(options: argparse.Namespace, _: list[str]) -> None:
+    """Compare two checkpoints."""
+    from spot_ray.storage import uri as uris
+    from spot_ray.train.compare import compare_checkpoints, render
+    from spot_ray.train.config import ProbeConfig
+
+    if options.json:
+        uris.check_writable(options.json)
+    comparison = compare_checkpoints(
+        options.first,
+        options.second,
+        options.data,
+        labels=options.labels,
+        truth=options.truth,
+        subset=_read_subset(options.subset),
+        probe=ProbeConfig() if options.probe else None,
+    )
+    if options.json:
+        from spot_ray.config.load import to_json
+
+        uris.write_bytes(options.json, to_json(comparison).encode())
+    say(render(comparison))
 
 
 _VIEW_FLAGS = {
@@ -497,6 +528,22 @@ def _given(options: argparse.Namespace, flag: str, value: str) -> str:
     if text is None:
         raise ConfigError(f"--{flag} is missing", where=f"spot-ray {options.verb}", expected=f"--{flag} {value}")
     return text
+
+
+def export(options: argparse.Namespace, _: list[str]) -> None:
+    """Write weights for another codebase."""
+    from spot_ray.train.export import export as run
+    from spot_ray.train.export_report import render
+
+    report = run(
+        options.checkpoint,
+        to=options.to,
+        out=options.out,
+        detector=options.detector,
+        weights=options.weights,
+        overwrite=options.overwrite,
+    )
+    say(render(report))
 
 
 def doctor(options: argparse.Namespace, _: list[str]) -> None:

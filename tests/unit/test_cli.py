@@ -18,7 +18,7 @@ from spot_ray.storage.dataset import DatasetWriter
 
 VERBS = (
     "synthesize", "convert", "subset", "remove", "label", "export-labels", "import-labels", "inspect", "pretrain",
-    "evaluate", "view", "doctor", "demo",
+    "evaluate", "compare", "view", "doctor", "demo",
 )  # fmt: skip
 HEAVY = ("torch", "ray", "spconv", "numba", "matplotlib", "pyarrow")
 
@@ -107,6 +107,19 @@ def test_writing_a_log_needs_neither_torch_nor_ray() -> None:
         ),
         (["pretrain", "spot-tiny", "--data", "x", "--out", "x", "--cache-dir", "s3://b/c"], "a folder on a local disk"),
         (["evaluate", "--checkpoint", "x", "--data", "x", "--baselines-subset", "x"], "without --baselines"),
+        (["export", "x", "--to", "openpcdt", "--out", "{here}/x"], "did you mean 'openpcdet'?"),
+        (["export", "x", "--to", "mmdet3d", "--detector", "centrepoint", "--out", "x"], "did you mean 'centerpoint'?"),
+        (["export", "x", "--to", "safetensors", "--detector", "mvx", "--out", "x"], "does not go with --to safetens"),
+        (["export", "x", "--to", "openpcdet", "--out", __file__], "is there already"),
+        (["export", "x", "--to", "openpcdet", "--out", f"{__file__}/x.pth"], "cannot make the folder"),
+        (["export", "{here}/none", "--to", "openpcdet", "--out", "{here}/x.pth"], "no checkpoint is here"),
+        (["compare", "x", "y", "--data", "{here}"], "has no dataset.json"),
+        (["compare", "x", "y", "--data", "x", "--json", f"{__file__}/x.json"], "cannot make the folder"),
+        (["compare", "x", "y", "--data", "x", "--subset", "{here}/none.json"], "{here}/none.json"),
+        (
+            ["pretrain", "spot-tiny", "--data", "x", "--out", "{here}/run", "--probe-subset", "x"],
+            "--probe-subset is without --probe-data",
+        ),
         (["view", "--data", "{here}", "--frame", "a/b", "--out", "{here}/x.png"], "has no dataset.json"),
         (["view", "--data", "x", "--frame", "a/b"], "--out is missing"),
         (["view", "--data", "x", "--out", "{here}/x.png"], "--frame is missing"),
@@ -151,6 +164,7 @@ def test_a_mistake_is_told_in_one_message_with_status_2(
         ["inspect", "x", "--balance", "--data.balance.power", "2"],
         ["inspect", "x", "--balance", "--data.balance.count", "boxes"],
         ["subset", "--data", "x", "--unit", "scene", "--fraction", "1", "--out", "x"],
+        ["compare", "x", "--data", "x"],
         ["view", "--data", "x", "--occupancy", "--report"],
         ["view", "--data", "x", "--occupancy", "--reach", "0"],
         ["pretrain", "spot-tiny", "--train.epoch", "3"],
