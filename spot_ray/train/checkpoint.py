@@ -37,7 +37,8 @@ from spot_ray.train.checkpoint_files import (
     read_marker,
 )
 from spot_ray.train.config import PretrainConfig
-from spot_ray.train.provenance import Origin, Provenance, without_credentials
+from spot_ray.train.credentials import without_credentials
+from spot_ray.train.provenance import Origin, Provenance
 from spot_ray.train.state import RunState
 
 T = TypeVar("T")
@@ -51,7 +52,6 @@ WeightsKind = Literal["trained", "averaged"]
 _FOLDER = re.compile(r"step_(\d{8,})")
 _LOOKS = 5
 """How often a run's folder is looked through anew because what was read went away meanwhile."""
-_ADAM_STATE = ("exp_avg", "exp_avg_sq", "step")
 _log = logging.getLogger(__name__)
 
 
@@ -295,15 +295,6 @@ def read_description(uri: str) -> ModelDescription:
     return _read(uri, lambda files: files.parse(ModelDescription, DESCRIPTION_FILE))
 
 
-def read_provenance(uri: str) -> Provenance | None:
-    """Return what a checkpoint, or the newest whole one of a run, was trained on; None: it was written before 2.
-
-    Raises:
-        CheckpointError: If the checkpoint is missing, damaged or incomplete.
-    """
-    return _read(uri, _provenance)
-
-
 def read_origin(init: str | None, *, resumed: SavedCheckpoint | None) -> Origin | None:
     """Return what a run began with, for its provenance.
 
@@ -443,90 +434,3 @@ def _weights(files: CheckpointFiles, *, asked: WeightsAsked) -> StoredWeights:
 
 def _provenance(files: CheckpointFiles) -> Provenance | None:
     return files.parse(Provenance, PROVENANCE_FILE) if PROVENANCE_FILE in files else None
-
-
-def weights_digest(uri: str) -> str:
-    """Return the SHA-256 of a checkpoint's weights in hex: the same wherever the checkpoint lies, and only then.
-
-    Raises:
-        CheckpointError: If the checkpoint is missing, incomplete or of another format.
-    """
-    return _read(uri, lambda files: files.digest(MODEL_FILE))
-
-
-def save_checkpoint(
-    run_uri: str,
-    *,
-    model: nn.Module,
-    optimiser: torch.optim.Optimizer,
-    state: RunState,
-    config: PretrainConfig,
-    description: ModelDescription,
-    keep: int,
-) -> str:
-    """Write a checkpoint, then remove all but the newest.
-
-    Args:
-        run_uri: The run's folder.
-        model: The network, without its wrapper.
-        optimiser: Its optimiser, over `model.parameters()` in their order.
-        state: How far the run is.
-        config: The run.
-        description: What the weights mean.
-        keep: Newest checkpoints that stay, this one among them.
-
-    Returns:
-        The checkpoint's URI.
-    """
-    uri = checkpoint_uri(run_uri, state.step)
-    from spot_ray.train.checkpoint_save import write_checkpoint
-
-    tensors = TrainTensors(_contiguous(model.state_dict()), _contiguous(_adam_state(model, optimiser)))
-    provenance = Provenance(())
-    uri = write_checkpoint(
-        run_uri, state, tensors, figures={}, config=config, description=description, provenance=provenance
-    )
-    complete = [old for old in checkpoint_folders(run_uri).values() if uris.exists(uris.join(old, COMPLETE_FILE))]
-    for old in complete[:-keep]:
-        uris.remove_files([uris.join(old, COMPLETE_FILE)])
-        uris.remove_tree(old)
-    return uri
-
-
-def resume_state(uri: str, *, model: nn.Module, optimiser: torch.optim.Optimizer) -> RunState:
-    """Put a checkpoint's weights and Adam state back, exactly.
-
-    Args:
-        uri: The checkpoint's folder.
-        model: The network, without its wrapper; overwritten.
-        optimiser: Its optimiser; overwritten.
-
-    Returns:
-        Where to go on.
-
-    Raises:
-        CheckpointError: If the checkpoint is incomplete, of another format, or of another network.
-    """
-    saved = _read(uri, _saved)
-    load_strictly(model, saved.tensors.model, saved.uri)
-    adam = saved.tensors.optimiser
-    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    if set(adam) != {f"{kind}.{name}" for kind in _ADAM_STATE for name in names}:
-        raise CheckpointError("the optimiser's state is of another network", where=saved.uri)
-    optimiser.load_state_dict(
-        {
-            "state": {i: {kind: adam[f"{kind}.{name}"] for kind in _ADAM_STATE} for i, name in enumerate(names)},
-            "param_groups": optimiser.state_dict()["param_groups"],
-        }
-    )
-    return saved.state
-
-
-def _adam_state(model: nn.Module, optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
-    names = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
-    state = optimiser.state_dict()["state"]
-    return {f"{kind}.{names[i]}": tensors[kind] for i, tensors in state.items() for kind in _ADAM_STATE}
-
-
-def _contiguous(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}

@@ -141,9 +141,7 @@ def hold(run_uri: str, *, patience_s: float = 30.0, beat_s: float = 5.0) -> Iter
         DataError: If the folder is not to be written to, or the store is away.
     """
     if patience_s <= beat_s:
-        raise ValueError(
-            f"a patience of {patience_s} s cannot tell a holder that beats every {beat_s} s from a dead one"
-        )
+        raise ValueError(f"a patience of {patience_s} s does not span a beat of {beat_s} s")
     uri = uris.join(uris.absolute(run_uri), LEASE_FILE)
     _wait_for_death(uri, patience_s)
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

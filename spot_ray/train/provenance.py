@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import textwrap
-import urllib.parse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -16,6 +15,7 @@ from spot_ray.operators.plan import select_frames
 from spot_ray.schema.sensors import LidarSpec
 from spot_ray.storage import uri as uris
 from spot_ray.storage.occupancy import INFO_FILE, label_set_uri
+from spot_ray.train.credentials import without_credentials
 
 if TYPE_CHECKING:
     from spot_ray.operators.mixture import Member, Mixture
@@ -124,14 +124,6 @@ def provenance_of(run: Run, mixture: Mixture, init: Origin | None) -> Provenance
         DataError: If a dataset lacks a part of its subset, or its labels are missing.
     """
     return Provenance(tuple(_dataset(member, run.config.data.frames) for member in mixture.members), init)
-
-
-def without_credentials(uri: str) -> str:
-    """Return a URI without user, password, query and fragment, any of which may let its reader in."""
-    if "://" not in uri:
-        return uri
-    parts = urllib.parse.urlsplit(uri)
-    return urllib.parse.urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 def render(provenance: Provenance) -> str:

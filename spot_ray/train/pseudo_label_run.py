@@ -27,7 +27,7 @@ from spot_ray.storage.label_plan import Provenance, sequences_to_label, set_to_a
 from spot_ray.storage.ledger import Unit, write_receipt
 from spot_ray.storage.manifest import SequenceNotes
 from spot_ray.storage.occupancy import write_occupancy
-from spot_ray.train.checkpoint import LoadedModel, load_model, resolve, weights_digest
+from spot_ray.train.checkpoint import LoadedModel, load_model
 from spot_ray.train.pseudo_labels import PseudoLabelConfig, check_dataset, figures_of, predict_labels
 
 if TYPE_CHECKING:
@@ -86,16 +86,16 @@ def label_with_checkpoint(
     ray_is_there = has_ray(num_workers)
     dataset = open_dataset(uri)
     sequences = sequences_to_label(dataset, subset)
-    checkpoint = resolve(checkpoint)  # workers shall load this one, even if a newer one appears meanwhile
     loaded = load_model(checkpoint)
     check_dataset(loaded, dataset, _keyframes(dataset, sequences[0])[0], config)
-    provenance = _provenance(loaded, weights_digest(checkpoint), config)
+    provenance = _provenance(loaded, config)
     set_to_add_to(dataset, name, made=provenance, sequences=sequences, subset=subset, overwrite=overwrite)
     hashes = source_hashes(dataset, provenance)
     ingest = LabelIngest(dataset.uri, name, sequences, hash_of=hashes.get, replace=overwrite)
     if ingest.is_done:
         return Counter()
-    job = _Job(dataset.uri, ingest.folder, checkpoint, config, hashes)
+    # Workers shall load this checkpoint, even if a newer one of the run appears meanwhile.
+    job = _Job(dataset.uri, ingest.folder, loaded.uri, config, hashes)
     waiting = [unit.sequences[0] for unit in ingest.waiting]
     meter = Meter(len(ingest.units), len(ingest.units) - len(waiting), on_progress)
     if ray_is_there and num_workers != 1 and len(waiting) > 1:
@@ -232,12 +232,12 @@ def _keyframes(dataset: Dataset, sequence_id: str) -> list[int]:
     return found
 
 
-def _provenance(loaded: LoadedModel, digest: str, config: PseudoLabelConfig) -> Provenance:
+def _provenance(loaded: LoadedModel, config: PseudoLabelConfig) -> Provenance:
     """Return how the labels are made; `tier` none: no label of the dataset's source is in them."""
     return {
         "generator": GENERATOR,
         "tier": "none",
-        "weights_sha256": digest,
+        "weights_sha256": loaded.digest,
         "recipe": loaded.config.recipe,
         "step": loaded.step,
         "config": to_json(config, indent=None),

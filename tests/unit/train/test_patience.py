@@ -24,9 +24,7 @@ class Failing:
 
 
 def attempt(work: Failing, patience: Patience = BRIEF, give_up: threading.Event | None = None) -> int:
-    return try_patiently(
-        work, doing="write", where="s3://b/x", patience=patience, give_up=give_up or threading.Event()
-    )
+    return try_patiently(work, doing="write", where="s3://b/x", patience=patience, give_up=give_up or threading.Event())
 
 
 @pytest.mark.parametrize("error", [StoreError("away", where="s3://b/x"), OSError(5, "Input/output error")])

@@ -9,8 +9,9 @@ from spot_ray.errors import CheckpointError
 from spot_ray.geometry.grid import VoxelGrid
 from spot_ray.models.spot import OccupancyModel, build_model
 from spot_ray.schema.taxonomy import SemanticClass, Taxonomy
-from spot_ray.train.checkpoint import ModelDescription, save_checkpoint
-from spot_ray.train.optimiser import build_optimiser
+from spot_ray.train.checkpoint import ModelDescription, TrainTensors
+from spot_ray.train.checkpoint_save import write_checkpoint
+from spot_ray.train.provenance import Provenance
 from spot_ray.train.state import RunState
 from spot_ray.train.transfer import INPUT_WEIGHT, load_weights, map_features
 
@@ -27,14 +28,14 @@ def network(toy: ModuleType, *, num_features: int = 4, num_classes: int = 3, wid
 def checkpoint(toy: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, dict[str, torch.Tensor]]:
     torch.manual_seed(1)
     model = network(toy)
-    uri = save_checkpoint(
+    uri = write_checkpoint(
         str(tmp_path_factory.mktemp("run")),
-        model=model,
-        optimiser=build_optimiser(model, toy.CONFIG.optimiser),
-        state=RunState(step=5),
+        RunState(step=5),
+        TrainTensors(model.state_dict(), {}),
+        figures={},
         config=toy.CONFIG,
         description=ModelDescription(XYZI, toy.TAXONOMY, toy.GRID, ("one",), "default"),
-        keep=1,
+        provenance=Provenance(()),
     )
     return uri, model.state_dict()
 
@@ -47,6 +48,25 @@ def test_equal_networks_load_whole(toy: ModuleType, checkpoint: tuple[str, dict[
     assert report.fresh == report.new_features == report.unused_features == ()
     for key, tensor in model.state_dict().items():
         assert torch.equal(tensor, weights[key])
+
+
+def test_the_moving_average_is_taken_where_there_is_one_and_said(toy: ModuleType, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    trained, averaged = network(toy).state_dict(), network(toy).state_dict()
+    uri = write_checkpoint(
+        str(tmp_path),
+        RunState(step=5),
+        TrainTensors(trained, {}, averaged),
+        figures={},
+        config=toy.CONFIG,
+        description=ModelDescription(XYZI, toy.TAXONOMY, toy.GRID, ("one",), "default"),
+        provenance=Provenance(()),
+    )
+    model = network(toy)
+    report = load_weights(model, str(tmp_path), features=XYZI, taxonomy=toy.TAXONOMY, grid=toy.GRID)
+    assert str(report) == f"{len(averaged)} averaged weights loaded from {uri}"
+    for key, tensor in model.state_dict().items():
+        assert torch.equal(tensor, averaged[key])
 
 
 def test_features_are_found_by_name(toy: ModuleType, checkpoint: tuple[str, dict[str, torch.Tensor]]) -> None:
