@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from spot_ray.storage.toml_description import load_description as load_description
     from spot_ray.train.api import load_encoder as load_encoder
     from spot_ray.train.api import stream as stream
+    from spot_ray.train.export import export as export
 
 __version__ = "0.1.0"
 
@@ -53,6 +54,7 @@ _HOMES = {
     "Sweep": "schema.sweep",
     "Taxonomy": "schema.taxonomy",
     "draw_subset": "storage.subset",
+    "export": "train.export",
     "load_description": "storage.toml_description",
     "load_encoder": "train.api",
     "open_dataset": "storage.dataset",
