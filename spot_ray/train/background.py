@@ -89,7 +89,7 @@ class BackgroundLogger:
             lost = self._lost + self._sending + len(self._lines)
         if lost:
             warnings.warn(
-                f"the logger {self._name} has not got {lost} lines of figures; all of them are in metrics.jsonl",
+                f"lines of figures that have not reached the logger {self._name}: {lost}; metrics.jsonl has them all",
                 RuntimeWarning,
                 stacklevel=2,
             )
