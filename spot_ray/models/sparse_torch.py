@@ -1,15 +1,16 @@
 """Sparse convolution in plain torch: runs wherever torch does, in every float dtype, and checks the other back end.
 
-A rulebook lists, tap by tap of the kernel, the pairs of rows that the tap joins. It comes from sorting packed
-coordinates and searching in them, once for all layers on the same sites.
+A rulebook is a table: for every output row and tap of the kernel, the input row that the tap joins with it, and the same
+table seen from the input. It comes from sorting packed coordinates and searching in them, once for all layers on the
+same sites.
 
-The CPU goes through the taps in blocks of pairs (gather, multiply, add to the output): as many multiplications as there
-are pairs. A GPU would spend its time launching these small kernels, so there the rulebook becomes a table of the input
-rows of every output row, and a layer is one gather and one matrix product for each large block of output rows: more
-multiplications (by nothing, where a site has no neighbour), a hundredth of the launches, no atomic additions. The way
-by table is tested on the CPU; it has not been run on a GPU.
+The CPU goes through the table in blocks of rows, and within a block by the pairs that there are: gather the other
+side's rows, multiply them tap by tap, add up each row's products (an `embedding_bag`). All of a block stays in the
+cache, and no more is multiplied than there is. A GPU would spend its time launching these small kernels: there a layer
+gathers all taps of a large block of rows, nothing being zero, and is one matrix product: more multiplications, a
+hundredth of the launches, no atomic additions. That way is tested on the CPU; it has not been run on a GPU.
 
-Every result is the same on every run: within a tap each row occurs once, and taps follow each other.
+Every result is the same on every run, and a site's does not depend on the order of the sites but for rounding.
 
 Precision: float32 and float64 are computed as they are. Of float16 and bfloat16, the CPU computes in float32 and rounds
 the result once; a GPU multiplies halves, sums them in float32 over all taps and channels, and rounds once.
@@ -32,8 +33,8 @@ from torch.nn import functional
 from spot_ray.errors import ConfigError
 from spot_ray.models.sparse import Size3, conv_output_shape, fresh_weight
 
-BLOCK_PAIRS = 16_384
-"""Pairs that the CPU gathers at once: few enough to stay in its cache, enough for a matrix product at full rate."""
+BLOCK_ROWS = 4096
+"""Rows that the CPU takes at once: some 25,000 pairs of a sweep, few enough to stay in the cache."""
 
 TABLE_BLOCK_BYTES = 1 << 28
 """Most memory that the gathered rows of a block take in the way by table."""
@@ -44,57 +45,70 @@ _HALVES = (torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
-class Rulebook:
-    """Which input row goes to which output row by which tap.
+class PairBlock:
+    """The pairs of consecutive rows on one side of a rulebook, grouped by tap.
 
     Args:
-        inputs: (P,) int64 input rows, grouped by tap.
-        outputs: (P,) int64 output rows, grouped by tap. Within a tap no row occurs twice on either side.
-        num_pairs: Pairs of each tap; taps run over (kz, ky, kx), kx fastest.
-        num_inputs: Input rows.
+        here: (P,) int64 rows on this side.
+        there: (P,) int32 rows on the other side.
+        num_pairs: Pairs of each tap.
+        by_row: (P,) int64 the pairs, grouped by row of this side.
+        starts: (rows,) int64 where each row's pairs begin in `by_row`.
+    """
+
+    here: Tensor
+    there: Tensor
+    num_pairs: tuple[int, ...]
+    by_row: Tensor
+    starts: Tensor
+
+    def add_up(self, products: Tensor) -> Tensor:
+        """Sum the (P, C) products of each row, in the order of the taps, to (rows, C)."""
+        return functional.embedding_bag(self.by_row, products, self.starts, mode="sum")
+
+
+@dataclass(frozen=True)
+class Rulebook:
+    """Which input row goes to which output row by which tap; taps run over (kz, ky, kx), kx fastest.
+
+    Args:
+        inputs: (taps, num_outputs) int32 input row of each output row; `num_inputs` where there is none.
+        outputs: (taps, num_inputs) int32 output row of each input row; `num_outputs` where there is none.
         indices: (num_outputs, 4) int32 output sites (batch, z, y, x).
         spatial_shape: (z, y, x) size of the output's grid.
-        identity: The tap that joins every row with itself, or None.
+        num_pairs: Pairs of all taps.
     """
 
     inputs: Tensor
     outputs: Tensor
-    num_pairs: tuple[int, ...]
-    num_inputs: int
     indices: Tensor
     spatial_shape: Size3
-    identity: int | None
-
-    def blocks(self) -> Iterator[tuple[int, Tensor, Tensor]]:
-        """Yield (tap, input rows, output rows) of at most `BLOCK_PAIRS` pairs each, without the identity."""
-        start = 0
-        for tap, number in enumerate(self.num_pairs):
-            if tap != self.identity:
-                for low in range(start, start + number, BLOCK_PAIRS):
-                    high = min(low + BLOCK_PAIRS, start + number)
-                    yield tap, self.inputs[low:high], self.outputs[low:high]
-            start += number
+    num_pairs: int
 
     @cached_property
-    def input_table(self) -> Tensor:
-        """(num_outputs, taps) int64 input row of each output row and tap; `num_inputs` where there is none."""
-        return self._table(self.outputs, self.inputs, len(self.indices), self.num_inputs)
+    def by_output(self) -> tuple[PairBlock, ...]:
+        """The pairs in blocks of output rows."""
+        return tuple(_pair_blocks(self.inputs, self.outputs.shape[1]))
 
     @cached_property
-    def output_table(self) -> Tensor:
-        """(num_inputs, taps) int64 output row of each input row and tap; `num_outputs` where there is none."""
-        return self._table(self.inputs, self.outputs, self.num_inputs, len(self.indices))
+    def by_input(self) -> tuple[PairBlock, ...]:
+        """The pairs in blocks of input rows."""
+        return tuple(_pair_blocks(self.outputs, self.inputs.shape[1]))
 
-    def _table(self, rows: Tensor, values: Tensor, num_rows: int, nothing: int) -> Tensor:
-        number = torch.tensor(self.num_pairs, device=rows.device)
-        tap = torch.arange(len(number), device=rows.device).repeat_interleave(number, output_size=len(rows))
-        table = torch.full((num_rows, len(number)), nothing, device=rows.device)
-        table[rows, tap] = values
-        return table
+
+def _pair_blocks(table: Tensor, nothing: int) -> Iterator[PairBlock]:
+    for low in range(0, table.shape[1], BLOCK_ROWS):
+        part = table[:, low : low + BLOCK_ROWS]
+        found = part != nothing
+        row = found.nonzero()[:, 1]
+        # Where each pair lies when counted tap by tap, read row by row.
+        by_row = (found.flatten().cumsum(0) - 1).view_as(found).t()[found.t()]
+        number = found.sum(0)
+        yield PairBlock(row + low, part[found], tuple(found.sum(1).tolist()), by_row, number.cumsum(0) - number)
 
 
 def submanifold_rulebook(indices: Tensor, spatial_shape: Size3, batch_size: int, kernel_size: int) -> Rulebook:
-    """List the pairs of a convolution whose output sites are its input sites.
+    """Make the rulebook of a convolution whose output sites are its input sites.
 
     Args:
         indices: (V, 4) unique sites (batch, z, y, x), in any order.
@@ -120,26 +134,20 @@ def submanifold_rulebook(indices: Tensor, spatial_shape: Size3, batch_size: int,
     half = len(shifts) // 2
     wanted = key + shifts[:half, None]
     position = torch.searchsorted(key, wanted).clamp_(max=len(key) - 1)
-    found = key[position] == wanted
-    tap, row = found.nonzero(as_tuple=True)
-    number = found.sum(1).tolist()
-    near, here = order[position[tap, row]].split(number), order[row].split(number)
-    # The pairs of a tap, exchanged, are those of the tap on the other side of the kernel's centre.
-    return Rulebook(
-        inputs=torch.cat((*near, order, *reversed(here))),
-        outputs=torch.cat((*here, order, *reversed(near))),
-        num_pairs=(*number, len(order), *reversed(number)),
-        num_inputs=len(indices),
-        indices=indices,
-        spatial_shape=spatial_shape,
-        identity=half,
-    )
+    tap, row = (key[position] == wanted).nonzero(as_tuple=True)
+    near, here = order[position[tap, row]], order[row]
+    table = torch.full((len(shifts), len(key)), len(key), dtype=torch.int32, device=indices.device)
+    table[half] = torch.arange(len(key), device=indices.device)
+    table[tap, here] = near.int()
+    # A tap's pairs, exchanged, are those of the tap on the other side of the centre: half need not be searched.
+    table[len(shifts) - 1 - tap, near] = here.int()
+    return Rulebook(table, table.flip(0), indices, spatial_shape, num_pairs=2 * len(tap) + len(key))
 
 
 def strided_rulebook(
     indices: Tensor, spatial_shape: Size3, batch_size: int, kernel_size: Size3, stride: Size3, padding: Size3
 ) -> Rulebook:
-    """List the pairs of a convolution that is active wherever its kernel covers an active site.
+    """Make the rulebook of a convolution that is active wherever its kernel covers an active site.
 
     Args:
         indices: (V, 4) unique sites (batch, z, y, x), in any order.
@@ -172,12 +180,17 @@ def strided_rulebook(
         reached.append((moved % step == 0) & (moved >= 0) & (moved < size * step))
     (tz, ty, tx), (rz, ry, rx) = target, reached
     key = ((batch * shape[0] + tz[:, None, None]) * shape[1] + ty[:, None]) * shape[2] + tx
-    found = (rz[:, None, None] & ry[:, None] & rx).flatten(0, 2)
-    tap, row = found.nonzero(as_tuple=True)
-    sites, outputs = torch.unique(key.flatten(0, 2)[tap, row], return_inverse=True)
+    tap, row = (rz[:, None, None] & ry[:, None] & rx).flatten(0, 2).nonzero(as_tuple=True)
+    cell, output = torch.unique(key.flatten(0, 2)[tap, row], return_inverse=True)
+
+    num_taps = math.prod(kernel_size)
+    inputs = torch.full((num_taps, len(cell)), len(indices), dtype=torch.int32, device=indices.device)
+    outputs = torch.full((num_taps, len(indices)), len(cell), dtype=torch.int32, device=indices.device)
+    inputs[tap, output] = row.int()
+    outputs[tap, row] = output.int()
     z, y, x = shape
-    out_indices = torch.stack((sites // (z * y * x), sites // (y * x) % z, sites // x % y, sites % x), dim=1).int()
-    return Rulebook(row, outputs, tuple(found.sum(1).tolist()), len(indices), out_indices, shape, identity=None)
+    sites = torch.stack((cell // (z * y * x), cell // (y * x) % z, cell // x % y, cell % x), dim=1).int()
+    return Rulebook(inputs, outputs, sites, shape, num_pairs=len(tap))
 
 
 def count_pairs(
@@ -207,7 +220,7 @@ def count_pairs(
         rulebook = submanifold_rulebook(indices, spatial_shape, batch_size, kernel[0])
     else:
         rulebook = strided_rulebook(indices, spatial_shape, batch_size, kernel, stride, padding)
-    return sum(rulebook.num_pairs), rulebook.indices, rulebook.spatial_shape
+    return rulebook.num_pairs, rulebook.indices, rulebook.spatial_shape
 
 
 def _check_keys(shape: Size3, batch_size: int) -> None:
@@ -220,76 +233,53 @@ def _check_keys(shape: Size3, batch_size: int) -> None:
         )
 
 
-def _apply_pairs(features: Tensor, weight: Tensor, rulebook: Rulebook) -> Tensor:
-    """Convolve (V, in) features with a (out, taps, in) weight, tap by tap."""
-    matrices = weight.permute(1, 2, 0).contiguous()
-    if rulebook.identity is None:
-        output = features.new_zeros(len(rulebook.indices), weight.shape[0])
-    else:
-        output = features @ matrices[rulebook.identity]
-    gathered = features.new_empty(BLOCK_PAIRS, features.shape[1])
-    product = features.new_empty(BLOCK_PAIRS, weight.shape[0])
-    for tap, inputs, outputs in rulebook.blocks():
-        number = len(inputs)
-        torch.index_select(features, 0, inputs, out=gathered[:number])
-        torch.mm(gathered[:number], matrices[tap], out=product[:number])
-        output.index_add_(0, outputs, product[:number])
+def _apply_pairs(features: Tensor, matrices: Tensor, blocks: tuple[PairBlock, ...]) -> Tensor:
+    """Multiply (V, in) features by their taps' (taps, in, out) matrices and add up, block by block."""
+    output = [features.new_zeros(0, matrices.shape[2])]
+    for block in blocks:
+        gathered = features.index_select(0, block.there).split(block.num_pairs)
+        products = features.new_empty(len(block.there), matrices.shape[2])
+        for rows, matrix, product in zip(gathered, matrices, products.split(block.num_pairs), strict=True):
+            torch.mm(rows, matrix, out=product)
+        output.append(block.add_up(products))
+    return torch.cat(output)
+
+
+def _apply_table(features: Tensor, matrices: Tensor, table: Tensor) -> Tensor:
+    """Do the same with all taps at once, by a (taps, rows) table."""
+    output = features.new_empty(table.shape[1], matrices.shape[2])
+    for block, gathered in _gathered(features, table):
+        torch.mm(gathered, matrices.flatten(0, 1), out=output[block])
     return output
 
 
-def _gradients_by_pairs(
-    gradient: Tensor, features: Tensor, weight: Tensor, rulebook: Rulebook, needs_features: bool
-) -> tuple[Tensor | None, Tensor]:
-    """Return the gradients by (V, in) features and by a (out, taps, in) weight."""
-    matrices = weight.permute(1, 0, 2).contiguous()
-    by_weight = torch.zeros_like(matrices)
-    by_features = torch.zeros_like(features) if needs_features else None
-    if rulebook.identity is not None:
-        torch.mm(gradient.t(), features, out=by_weight[rulebook.identity])
-        by_features = gradient @ matrices[rulebook.identity] if needs_features else None
-    of_input, product = features.new_empty(2, BLOCK_PAIRS, features.shape[1])
-    of_output = features.new_empty(BLOCK_PAIRS, weight.shape[0])
-    for tap, inputs, outputs in rulebook.blocks():
-        number = len(inputs)
-        torch.index_select(gradient, 0, outputs, out=of_output[:number])
-        torch.index_select(features, 0, inputs, out=of_input[:number])
-        by_weight[tap].addmm_(of_output[:number].t(), of_input[:number])
-        if by_features is not None:
-            torch.mm(of_output[:number], matrices[tap], out=product[:number])
-            by_features.index_add_(0, inputs, product[:number])
-    return by_features, by_weight.permute(1, 0, 2)
+def _weight_gradient_by_pairs(features: Tensor, gradient: Tensor, blocks: tuple[PairBlock, ...]) -> Tensor:
+    """Return the (taps, in, out) gradient, from the pairs in blocks of input rows."""
+    total = features.new_zeros(len(blocks[0].num_pairs), features.shape[1], gradient.shape[1])
+    for block in blocks:
+        inputs = features.index_select(0, block.here).split(block.num_pairs)
+        outputs = gradient.index_select(0, block.there).split(block.num_pairs)
+        for of_tap, before, after in zip(total, inputs, outputs, strict=True):
+            of_tap.addmm_(before.t(), after)
+    return total
+
+
+def _weight_gradient_by_table(features: Tensor, gradient: Tensor, table: Tensor) -> Tensor:
+    """Do the same with all taps at once; blocks are summed in float32 at least."""
+    dtype = torch.promote_types(features.dtype, torch.float32)
+    total = torch.zeros(len(table) * features.shape[1], gradient.shape[1], dtype=dtype, device=features.device)
+    for block, gathered in _gathered(features, table):
+        total += gathered.t() @ gradient[block]
+    return total.view(len(table), features.shape[1], gradient.shape[1])
 
 
 def _gathered(features: Tensor, table: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Yield blocks of a table's rows and their (rows, taps · C) features, 0 where the table has nothing."""
     padded = functional.pad(features, (0, 0, 0, 1))
-    rows = max(1, TABLE_BLOCK_BYTES // (table.shape[1] * features.shape[1] * features.element_size()))
-    for low in range(0, len(table), rows):
-        block = slice(low, min(low + rows, len(table)))
-        yield block, padded.index_select(0, table[block].flatten()).view(block.stop - low, -1)
-
-
-def _apply_table(features: Tensor, weight: Tensor, table: Tensor) -> Tensor:
-    """Convolve features with a (out, taps, in) weight, all taps at once."""
-    output = features.new_empty(len(table), weight.shape[0])
-    matrix = weight.flatten(1).t()
-    for block, columns in _gathered(features, table):
-        torch.mm(columns, matrix, out=output[block])
-    return output
-
-
-def _gradients_by_table(
-    gradient: Tensor, features: Tensor, weight: Tensor, rulebook: Rulebook, needs_features: bool
-) -> tuple[Tensor | None, Tensor]:
-    """Return the gradients by (V, in) features and by a (out, taps, in) weight; the latter in float32 at least."""
-    total = torch.promote_types(weight.dtype, torch.float32)
-    by_weight = torch.zeros(weight.shape, dtype=total, device=weight.device)
-    for block, columns in _gathered(features, rulebook.input_table):
-        by_weight += (gradient[block].t() @ columns).view_as(weight)
-    by_features = None
-    if needs_features:
-        by_features = _apply_table(gradient, weight.permute(2, 1, 0), rulebook.output_table)
-    return by_features, by_weight
+    rows = max(1, TABLE_BLOCK_BYTES // (len(table) * features.shape[1] * features.element_size()))
+    for low in range(0, table.shape[1], rows):
+        index = table[:, low : low + rows].t()
+        yield slice(low, low + len(index)), padded.index_select(0, index.flatten()).view(len(index), -1)
 
 
 class _Convolve(torch.autograd.Function):
@@ -300,22 +290,32 @@ class _Convolve(torch.autograd.Function):
         ctx.save_for_backward(features, weight)
         ctx.rulebook, ctx.way = rulebook, way
         dtype = _computed_in(features)
-        inputs, weight = features.to(dtype), weight.to(dtype)
+        matrices = weight.to(dtype).permute(1, 2, 0).contiguous()
         if way == "pairs":
-            return _apply_pairs(inputs, weight, rulebook).to(features.dtype)
-        return _apply_table(inputs, weight, rulebook.input_table).to(features.dtype)
+            return _apply_pairs(features.to(dtype), matrices, rulebook.by_output).to(features.dtype)
+        return _apply_table(features.to(dtype), matrices, rulebook.inputs).to(features.dtype)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor, None, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         features, weight = ctx.saved_tensors
-        dtype = _computed_in(features)
-        gradients = _gradients_by_pairs if ctx.way == "pairs" else _gradients_by_table
-        by_features, by_weight = gradients(
-            gradient.to(dtype).contiguous(), features.to(dtype), weight.to(dtype), ctx.rulebook, ctx.needs_input_grad[0]
-        )
-        by_features = None if by_features is None else by_features.to(features.dtype)
-        return by_features, by_weight.to(weight.dtype), None, None
+        dtype, rulebook = _computed_in(features), ctx.rulebook
+        gradient = gradient.to(dtype).contiguous()
+        by_features = by_weight = None
+        if ctx.needs_input_grad[0]:
+            matrices = weight.to(dtype).permute(1, 0, 2).contiguous()
+            if ctx.way == "pairs":
+                by_features = _apply_pairs(gradient, matrices, rulebook.by_input)
+            else:
+                by_features = _apply_table(gradient, matrices, rulebook.outputs)
+            by_features = by_features.to(features.dtype)
+        if ctx.needs_input_grad[1]:
+            if ctx.way == "pairs":
+                by_weight = _weight_gradient_by_pairs(features.to(dtype), gradient, rulebook.by_input)
+            else:
+                by_weight = _weight_gradient_by_table(features.to(dtype), gradient, rulebook.inputs)
+            by_weight = by_weight.permute(2, 0, 1).to(weight.dtype)
+        return by_features, by_weight, None, None
 
 
 def _computed_in(features: Tensor) -> torch.dtype:
