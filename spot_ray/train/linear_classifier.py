@@ -49,6 +49,11 @@ class LinearClassifier:
             weight = weight * (counts.sum() / (weight * counts).sum())
             self._weight, self._bias = _minimise(centred.div_(self._spread), classes, weight)
 
+    @property
+    def parameters(self) -> tuple[Tensor, Tensor]:
+        """The (N, D) weights and (N,) biases, on standardised features."""
+        return self._weight, self._bias
+
     def predict(self, features: Tensor) -> Tensor:
         """Return the (K,) int64 most likely classes of (K, D) float32 features."""
         with torch.autocast(features.device.type, enabled=False):
