@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from types import ModuleType
 
 from spot_ray.errors import ConfigError
+from spot_ray.train.credentials import without_credentials
 from spot_ray.train.loggers import LoggedRun, qualified
 
 EXPERIMENT = "spot_ray"
@@ -27,7 +28,7 @@ def open_mlflow(run: LoggedRun) -> MlflowLogger:
     """Open the logger.
 
     Raises:
-        ConfigError: If the environment does not say where its server is.
+        ConfigError: If the environment does not say where its server is, or nothing that the client can use.
     """
     import mlflow
 
@@ -42,7 +43,7 @@ class MlflowLogger:
         mlflow: The package.
 
     Raises:
-        ConfigError: If the environment does not say where the server is.
+        ConfigError: If the environment does not say where the server is, or nothing that the client can use.
     """
 
     def __init__(self, run: LoggedRun, *, mlflow: ModuleType) -> None:
@@ -51,11 +52,18 @@ class MlflowLogger:
                 "nothing says where MLflow is",
                 where="--logger mlflow",
                 expected="MLFLOW_TRACKING_URI in the environment of worker 0",
-                remedy="export MLFLOW_TRACKING_URI=http://HOST:PORT, or sqlite:////PATH/mlflow.db",
+                remedy="export MLFLOW_TRACKING_URI=http://HOST:PORT of a server",
             )
+        try:
+            self._client = mlflow.MlflowClient()  # looks at the URI, and asks no server yet
+        except (mlflow.exceptions.MlflowException, ImportError) as error:
+            raise ConfigError(
+                f"MLflow does not take its tracking URI: {without_credentials(str(error))}",
+                where="MLFLOW_TRACKING_URI in the environment of worker 0",
+                expected="http://HOST:PORT of a server; for a database, all of MLflow (pip install mlflow)",
+            ) from None
         self._run = run
         self._entities = mlflow.entities
-        self._client = mlflow.MlflowClient()
         self._id: str | None = None
         self._unsent = list(run.parameters.items())
 

@@ -118,12 +118,18 @@ def test_wrong_names_are_told_before_a_run_begins(monkeypatch: pytest.MonkeyPatc
 class FakeMlflow:
     """The part of MLflow's client that is used; a server that keeps what it is told."""
 
-    def __init__(self, *, uri_set: bool = True) -> None:
+    def __init__(self, *, uri_set: bool = True, refusal: Exception | None = None) -> None:
         self.is_tracking_uri_set = lambda: uri_set
-        self.MlflowClient = lambda: self
+        self.exceptions = SimpleNamespace(MlflowException=RuntimeError)
+        self.refusal = refusal
         self.entities = SimpleNamespace(Metric=lambda *fields: fields, Param=lambda *fields: fields)
         self.experiments: dict[str, str] = {}
         self.runs: dict[str, dict[str, Any]] = {}
+
+    def MlflowClient(self) -> "FakeMlflow":
+        if self.refusal is not None:
+            raise self.refusal
+        return self
 
     def get_experiment_by_name(self, name: str) -> Any:
         return SimpleNamespace(experiment_id=self.experiments[name]) if name in self.experiments else None
@@ -192,6 +198,14 @@ def test_mlflow_needs_to_be_told_where_it_is(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="nothing says where MLflow is") as caught:
         MlflowLogger(logged(str(tmp_path)), mlflow=server)
     assert "MLFLOW_TRACKING_URI" in caught.value.remedy
+    for refusal in (
+        RuntimeError("no store at ftp://me:secret@host"),
+        ModuleNotFoundError("No module named 'sqlalchemy'"),
+    ):
+        server = FakeMlflow(refusal=refusal)
+        with pytest.raises(ConfigError, match="does not take its tracking URI") as caught:
+            MlflowLogger(logged(str(tmp_path)), mlflow=server)
+        assert "secret" not in str(caught.value)
 
 
 class FakeWandb:
