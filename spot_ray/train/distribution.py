@@ -6,6 +6,7 @@ Checkpoints hold whole tensors, however a network was spread: any number of work
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterable
 from typing import Literal
 
@@ -37,6 +38,8 @@ def distribute(model: nn.Module, *, parallel: Parallel, device: torch.device | s
     if parallel == "replicate":
         # Without device ids DDP leaves inputs where they are: the affine of the augmentation belongs on the CPU.
         return DistributedDataParallel(model)
+    # Outputs are views where they are merely reshaped; nothing here writes into them.
+    warnings.filterwarnings("ignore", message=r"FSDP2-wrapped module .* returned a view", category=UserWarning)
     mesh = init_device_mesh(torch.device(device).type, (num_workers(),))
     for part in model.children():
         if any(True for _ in part.parameters()):

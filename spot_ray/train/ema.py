@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 
 class WeightAverage:
@@ -28,7 +29,10 @@ class WeightAverage:
         share = 1 - min(self._decay, 1 - 1 / (step + 2))
         now = self._model.state_dict()
         moving = [name for name, tensor in self._average.items() if tensor.is_floating_point()]
-        torch._foreach_lerp_([self._average[name] for name in moving], [now[name] for name in moving], share)
+        for sharded in (False, True):  # one call for all of a kind: they do not mix
+            names = [name for name in moving if isinstance(self._average[name], DTensor) == sharded]
+            if names:
+                torch._foreach_lerp_([self._average[name] for name in names], [now[name] for name in names], share)
         for name, tensor in self._average.items():
             if not tensor.is_floating_point():  # how many batches batch norm has seen
                 tensor.copy_(now[name])

@@ -20,7 +20,7 @@ import torch
 
 from spot_ray.geometry import se3
 from spot_ray.geometry.grid import VoxelGrid, pack_bits
-from spot_ray.models.config import BevConfig, DecoderConfig, EncoderConfig, ModelConfig, VoxelConfig
+from spot_ray.models.config import BevConfig, ComputeConfig, DecoderConfig, EncoderConfig, ModelConfig, VoxelConfig
 from spot_ray.operators.batch import Batch
 from spot_ray.operators.config import BeamConfig, DataConfig, MergeConfig
 from spot_ray.operators.mixture import DataSource, open_mixture
@@ -63,6 +63,7 @@ TRAINED = PretrainConfig(
         decoder=DecoderConfig((16, 16), (2, 2)),
     ),
     train=TrainConfig(epochs=2, global_batch_size=6, checkpoint_every_steps=4, log_every_steps=1),
+    compute=ComputeConfig(sparse="spconv"),
 )
 
 UNRECORDED = trainer._work

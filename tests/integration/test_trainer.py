@@ -11,7 +11,7 @@ import torch
 
 from spot_ray.errors import ConfigError, DataError
 from spot_ray.geometry.grid import VoxelGrid
-from spot_ray.models.config import BevConfig, DecoderConfig, EncoderConfig, ModelConfig, VoxelConfig
+from spot_ray.models.config import BevConfig, ComputeConfig, DecoderConfig, EncoderConfig, ModelConfig, VoxelConfig
 from spot_ray.occupancy.config import LabelConfig
 from spot_ray.occupancy.run import label_in_process
 from spot_ray.operators.batch import Batch
@@ -44,6 +44,7 @@ CONFIG = PretrainConfig(
         keep_checkpoints=9,
         log_every_steps=1,
     ),
+    compute=ComputeConfig(sparse="spconv"),  # whatever is quicker at the moment would differ in the last bits
 )
 
 

@@ -1,6 +1,7 @@
 import dataclasses
 from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,8 +13,9 @@ from spot_ray.operators.pack import take
 from spot_ray.schema.taxonomy import Taxonomy
 from spot_ray.train.labels import class_weights, to_labels
 from spot_ray.train.learner import Learner, build_learner
-from spot_ray.train.loop import Hooks, check_finite, fit
+from spot_ray.train.loop import Hooks, Signal, check_finite, fit
 from spot_ray.train.metrics import StepMeter
+from spot_ray.train.skipped import SkippedSample
 from spot_ray.train.state import RunState
 
 
@@ -144,10 +146,13 @@ class Recorder:
     def __init__(self, *, kill_at: int = -1) -> None:
         self.figures: dict[int, dict[str, float]] = {}
         self.states: list[RunState] = []
+        self.ends: list[bool] = []
+        self.skipped: list[SkippedSample] = []
         self.kill_at = kill_at
 
     def save(self, state: RunState, ends: bool) -> None:
         self.states.append(state)
+        self.ends.append(ends)
         if state.step == self.kill_at:
             raise KilledError
 
@@ -157,7 +162,12 @@ class Recorder:
         learner: Learner,
         batches: Callable[[int, int], list],
         state: RunState = RunState(),  # noqa: B008
-        **options: int,
+        *,
+        log: int = 2,
+        save: int = 3,
+        probe_every: int = 0,
+        skip: bool = False,
+        **hooks: Any,
     ) -> RunState:
         return fit(
             learner,
@@ -165,10 +175,15 @@ class Recorder:
             meter=StepMeter(class_names=toy.TAXONOMY.class_names, device="cpu"),
             state=state,
             steps_by_epoch=[4, 3],
-            log_every_steps=options.get("log", 2),
-            checkpoint_every_steps=options.get("save", 3),
+            log_every_steps=log,
+            checkpoint_every_steps=save,
+            probe_every_steps=probe_every,
+            skip_non_finite=skip,
             hooks=Hooks(
-                on_metrics=lambda state, figures: self.figures.update({state.step: figures}), on_checkpoint=self.save
+                on_metrics=lambda state, figures: self.figures.update({state.step: figures}),
+                on_checkpoint=self.save,
+                on_skipped=self.skipped.extend,
+                **hooks,
             ),
         )
 
@@ -186,6 +201,7 @@ def test_fit_walks_through_the_plan(toy: ModuleType) -> None:
         (6, 1, 2, 12),
         (7, 2, 0, 14),
     ]
+    assert recorder.ends == [False, False, True]
     assert end == recorder.states[-1]
     assert end.wall_time_s > 0
     assert recorder.figures[7]["lr"] < recorder.figures[3]["lr"]
@@ -243,3 +259,74 @@ def test_a_gradient_that_is_not_finite_names_all_frames(toy: ModuleType) -> None
     with pytest.raises(DataError, match="gradient of step 1") as caught:
         check_finite(dataclasses.replace(result, grad_norm=torch.tensor(np.inf)), 1)
     assert caught.value.where == "frames sequence/0-0, sequence/0-1"
+
+
+def with_a_broken_sample(toy: ModuleType, epoch: int, start: int) -> list:
+    """Return the batches of an epoch, the second of the first one with a sample whose loss is not finite."""
+    batches = epochs(toy)(epoch, 0)
+    if epoch == 0:
+        batches[1].points[batches[1].point_offsets[1] + 3, 3] = np.nan
+    return batches[start:]
+
+
+def test_a_step_that_is_not_finite_is_left_out_by_choice(toy: ModuleType) -> None:
+    recorder, learner = Recorder(), learner_of(toy)
+    end = recorder.run(toy, learner, lambda epoch, start: with_a_broken_sample(toy, epoch, start), log=1, skip=True)
+    assert end.step == 7
+    assert [(s.step, s.epoch, s.frame) for s in recorder.skipped] == [(2, 0, "sequence/1-0"), (2, 0, "sequence/1-1")]
+    assert "the step was not taken" in recorder.skipped[0].reason
+    assert recorder.skipped[1].reason == "its loss is not finite"
+    assert [recorder.figures[step]["data/skipped"] for step in (1, 2, 3)] == [0, 2, 0]
+    assert [recorder.figures[step]["skipped_steps"] for step in (1, 2, 3)] == [0, 1, 0]
+    assert "loss" not in recorder.figures[2]
+    assert all(np.isfinite(recorder.figures[step]["loss"]) for step in (1, 3, 4, 5, 6, 7))
+    assert weights_of(learner).isfinite().all()
+
+
+def test_a_step_that_is_not_finite_changes_nothing(toy: ModuleType) -> None:
+    class Normalised(toy.Columns):  # type: ignore[name-defined,misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm = torch.nn.BatchNorm1d(4)
+
+        def forward(self, points: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+            return super().forward(self.norm(points), *rest)
+
+    config = dataclasses.replace(
+        toy.CONFIG, train=dataclasses.replace(toy.CONFIG.train, on_non_finite="skip", ema_decay=0.9)
+    )
+    learner = build_learner(
+        Normalised(), config, taxonomy=toy.TAXONOMY, grid=toy.GRID, device="cpu", total_steps=8, world_size=1
+    )
+    learner.train_step(toy.batch_of(np.random.default_rng(0), 2), 0)
+    before = {name: tensor.clone() for name, tensor in learner.model.state_dict().items()}
+    adam = [{kind: t.clone() for kind, t in state.items()} for state in learner.optimiser.state.values()]
+    broken = toy.batch_of(np.random.default_rng(1), 2)
+    broken.points[3, 3] = np.nan
+    result = learner.train_step(broken, 1)
+    assert not result.grad_norm.isfinite()
+    for name, tensor in learner.model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+    for now, was in zip(learner.optimiser.state.values(), adam, strict=True):
+        assert all(torch.equal(now[kind], was[kind]) for kind in was)
+    assert all(tensor.isfinite().all() for tensor in learner.average.state_dict().values())
+    learner.train_step(toy.batch_of(np.random.default_rng(2), 2), 2)
+    assert not torch.equal(learner.model.norm.running_mean, before["norm.running_mean"])
+
+
+def test_a_signal_saves_or_ends_the_run(toy: ModuleType) -> None:
+    signals = iter([Signal.GO_ON, Signal.SAVE, Signal.GO_ON, Signal.STOP])
+    recorder = Recorder()
+    end = recorder.run(toy, learner_of(toy), epochs(toy), log=1, save=9, signal=lambda: next(signals))
+    assert [state.step for state in recorder.states] == [2, 4]
+    assert recorder.ends == [False, True]
+    assert (end.step, end.epoch, end.step_in_epoch) == (4, 1, 0)
+    resumed = Recorder()
+    assert resumed.run(toy, learner_of(toy), epochs(toy), end).step == 7
+
+
+def test_a_probe_adds_its_figures_where_it_is_due(toy: ModuleType) -> None:
+    recorder = Recorder()
+    recorder.run(toy, learner_of(toy), epochs(toy), log=4, save=9, probe_every=3, probe=lambda: {"probe/miou": 0.5})
+    assert sorted(recorder.figures) == [3, 4, 6, 7]
+    assert [step for step, figures in recorder.figures.items() if "probe/miou" in figures] == [3, 6]

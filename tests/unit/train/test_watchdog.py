@@ -1,0 +1,34 @@
+import threading
+import time
+
+from spot_ray.train.watchdog import Watchdog
+
+
+def stand_still_here(event: threading.Event) -> None:
+    event.wait(10.0)
+
+
+def test_it_tells_where_a_worker_stands_still() -> None:
+    told: list[str] = []
+    called = threading.Event()
+
+    def on_hang(text: str) -> None:
+        told.append(text)
+        called.set()
+
+    with Watchdog(0.2, on_hang) as watchdog:
+        watchdog.pat("step 7")
+        stand_still_here(called)
+    (text,) = told
+    assert "after step 7" in text
+    assert "stand_still_here" in text
+
+
+def test_it_is_silent_while_it_is_patted_and_after_the_end() -> None:
+    told: list[str] = []
+    with Watchdog(0.4, told.append) as watchdog:
+        for step in range(8):
+            time.sleep(0.1)
+            watchdog.pat(f"step {step}")
+    time.sleep(0.6)
+    assert told == []
