@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 from typing import NamedTuple
 
 import torch
@@ -58,15 +57,13 @@ def voxelise(
         The voxels, on the device of `points`.
     """
     num_points = len(points)
-    volume = math.prod(voxel_shape)
-    outside = (len(point_offsets) - 1) * volume
+    nz, ny, nx = voxel_shape
+    outside = (len(point_offsets) - 1) * nz * ny * nx
     # One key orders by (sample, z, y, x), and what is dropped last. 32 bits sort with half the traffic of 64.
     key_type = torch.int32 if outside <= torch.iinfo(torch.int32).max else torch.int64
-    frame = _frame(lower_m, voxel_size_m, voxel_shape, points.device, key_type)
-    cell, is_inside = _cells(points, frame, voxel_shape)
-    num_points_of = point_offsets.to(points.device).diff().to(key_type)
-    sample = torch.repeat_interleave(num_points_of, output_size=num_points)
-    key = sample.mul_(volume).add_(cell).masked_fill_(~is_inside, outside)
+    x, y, z, is_inside = _cells(points, _frame(lower_m, voxel_size_m, voxel_shape, points.device))
+    sample = torch.repeat_interleave(point_offsets.to(points.device).diff().int(), output_size=num_points)
+    key = (sample.to(key_type) * nz).add_(z).mul_(ny).add_(y).mul_(nx).add_(x).masked_fill_(~is_inside, outside)
     key, order = torch.sort(key, stable=True)
 
     # A run of equal keys is a voxel. The key added at the end opens a run even if nothing was dropped, so that the last
@@ -75,26 +72,24 @@ def voxelise(
     is_first = torch.cat((key.new_ones(1, dtype=torch.bool), key[1:] != key[:-1]))
     starts = is_first.nonzero().squeeze(1)
     features = _means(points.index_select(0, order), starts, max_points)
-    indices = (key.index_select(0, starts[:-1])[:, None] // frame.stride % frame.extent).int()
+    # The cell is that of a voxel's first point: no division of the key.
+    first = order.index_select(0, starts[:-1])
+    indices = torch.stack((sample, z, y, x), dim=1).index_select(0, first)
     return Voxels(features, indices, num_points - starts[-1])
 
 
 class _Frame(NamedTuple):
-    """The constants of a grid on a device.
+    """A grid's constants on a device, each (3, 1) float32 of x, y, z.
 
     Args:
-        lower_m: (3, 1) float32 x, y, z of the lower corner, metres.
-        voxel_size_m: (3, 1) float32 x, y, z edge lengths, metres.
-        last: (3, 1) float32 greatest x, y, z cell.
-        stride: (4,) distance in the key between neighbours in batch, z, y, x, of the key's type.
-        extent: (4,) number of values of batch, z, y, x; that of batch is only an upper bound.
+        lower_m: Lower corner, metres.
+        voxel_size_m: Edge lengths, metres.
+        last: Greatest cell.
     """
 
     lower_m: Tensor
     voxel_size_m: Tensor
     last: Tensor
-    stride: Tensor
-    extent: Tensor
 
 
 @functools.lru_cache(maxsize=16)
@@ -103,32 +98,23 @@ def _frame(
     voxel_size_m: tuple[float, float, float],
     voxel_shape: Size3,
     device: torch.device,
-    key_type: torch.dtype,
 ) -> _Frame:
     """Copy a grid's constants to a device; kept, since each such copy waits for it."""
-    nz, ny, nx = voxel_shape
-    last = [[float(count - 1)] for count in (nx, ny, nz)]
-    stride = (nz * ny * nx, ny * nx, nx, 1)
+    last = [count - 1 for count in reversed(voxel_shape)]
     # What is first made in inference mode would else not serve in training.
     with torch.inference_mode(mode=False):
-        return _Frame(
-            torch.tensor(lower_m, dtype=torch.float32, device=device)[:, None],
-            torch.tensor(voxel_size_m, dtype=torch.float32, device=device)[:, None],
-            torch.tensor(last, device=device),
-            torch.tensor(stride, dtype=key_type, device=device),
-            torch.tensor((torch.iinfo(key_type).max, nz, ny, nx), dtype=key_type, device=device),
-        )
+        columns = [torch.tensor(v, dtype=torch.float32, device=device)[:, None] for v in (lower_m, voxel_size_m, last)]
+    return _Frame(*columns)
 
 
-def _cells(points: Tensor, frame: _Frame, voxel_shape: Size3) -> tuple[Tensor, Tensor]:
-    """Return each point's (P,) position in the grid, of no meaning outside of it, and (P,) bool: inside."""
+def _cells(points: Tensor, frame: _Frame) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return each point's (P,) int32 x, y and z cell, of no meaning outside of the grid, and (P,) bool: inside."""
     # Divided by a tensor: for a Python number CUDA multiplies by the inverse, which rounds other than the CPU does.
     cell = points[:, :3].T.contiguous().sub_(frame.lower_m).div_(frame.voxel_size_m).floor_()
     nearest = torch.minimum(cell.clamp(min=0.0), frame.last)
     in_x, in_y, in_z = cell == nearest  # a NaN equals nothing
-    x, y, z = nearest.to(frame.stride.dtype)
-    nx, ny = voxel_shape[2], voxel_shape[1]
-    return z.mul_(ny).add_(y).mul_(nx).add_(x), in_x & in_y & in_z
+    x, y, z = nearest.int()
+    return x, y, z, in_x & in_y & in_z
 
 
 def _means(points: Tensor, starts: Tensor, max_points: int | None) -> Tensor:
