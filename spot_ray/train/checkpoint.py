@@ -1,4 +1,4 @@
-"""Checkpoints: where a run has them, and what is in them; `checkpoint_files.py` tells their files.
+"""Checkpoints: what is in them; `checkpoint_files.py` tells their files, `checkpoint_save.py` writes them.
 
 A checkpoint that is named is read as it is, and damage in it is an error. Of a run's folder the newest that is whole is
 read; the damaged ones that are passed over are named.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple, TypeVar
@@ -36,6 +35,7 @@ from spot_ray.train.checkpoint_files import (
     open_checkpoint,
     read_marker,
 )
+from spot_ray.train.checkpoint_folders import checkpoint_folders, is_checkpoint_name, latest_checkpoint
 from spot_ray.train.config import PretrainConfig
 from spot_ray.train.credentials import without_credentials
 from spot_ray.train.provenance import Origin, Provenance
@@ -43,13 +43,10 @@ from spot_ray.train.state import RunState
 
 T = TypeVar("T")
 
-CHECKPOINTS_DIR = "checkpoints"
-
 WeightsAsked = Literal["auto", "trained", "averaged"]
 """`auto`: the moving average where a checkpoint has one."""
 WeightsKind = Literal["trained", "averaged"]
 
-_FOLDER = re.compile(r"step_(\d{8,})")
 _LOOKS = 5
 """How often a run's folder is looked through anew because what was read went away meanwhile."""
 _log = logging.getLogger(__name__)
@@ -186,24 +183,6 @@ class LoadedModel:
     def lidar_names(self) -> tuple[str, ...]:
         """LiDARs of the rig that it was trained on."""
         return self.description.lidar_names
-
-
-def checkpoint_uri(run_uri: str, step: int) -> str:
-    """Return where a run keeps the checkpoint of a global step."""
-    return uris.join(run_uri, CHECKPOINTS_DIR, f"step_{step:08d}")
-
-
-def checkpoint_folders(run_uri: str) -> dict[int, str]:
-    """Return the URIs of a run's checkpoint folders by global step, ascending; complete or not."""
-    folder = uris.join(run_uri, CHECKPOINTS_DIR)
-    found = {int(match[1]): name for name in uris.list_dir(folder) if (match := _FOLDER.fullmatch(name))}
-    return {step: uris.join(folder, found[step]) for step in sorted(found)}
-
-
-def latest_checkpoint(run_uri: str) -> str | None:
-    """Return the URI of a run's newest complete checkpoint, damaged or not, or None if it has none."""
-    newest_first = reversed(checkpoint_folders(run_uri).values())
-    return next((uri for uri in newest_first if uris.exists(uris.join(uri, COMPLETE_FILE))), None)
 
 
 def resolve(uri: str) -> str:
@@ -389,7 +368,7 @@ def _nothing_at(uri: str, passed_over: tuple[str, ...]) -> CheckpointError:
             where=uri,
             remedy="copy the folder again, or start a new run",
         )
-    if _FOLDER.fullmatch(uri.rsplit("/", 1)[-1]) and uris.exists(uri):
+    if is_checkpoint_name(uri.rpartition("/")[2]) and uris.exists(uri):
         return CheckpointError(
             f"the checkpoint has no {COMPLETE_FILE}: it was not written to its end",
             where=uri,

@@ -6,8 +6,9 @@ import logging
 import math
 from collections.abc import Iterable, Mapping
 
-from spot_ray.train.checkpoint import StoredState, checkpoint_folders
+from spot_ray.train.checkpoint import StoredState
 from spot_ray.train.checkpoint_files import STATE_FILE, CheckpointFiles, DamagedError, read_marker
+from spot_ray.train.checkpoint_folders import checkpoint_folders
 
 _log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from spot_ray.config.load import to_json
 from spot_ray.storage import uri as uris
 from spot_ray.storage.whole_file import WholeFile
-from spot_ray.train.checkpoint import ModelDescription, StoredState, TrainTensors, checkpoint_uri
+from spot_ray.train.checkpoint import ModelDescription, StoredState, TrainTensors
 from spot_ray.train.checkpoint_files import (
     AVERAGED_FILE,
     COMPLETE_FILE,
@@ -23,6 +23,7 @@ from spot_ray.train.checkpoint_files import (
     STATE_FILE,
     Marker,
 )
+from spot_ray.train.checkpoint_folders import checkpoint_uri
 from spot_ray.train.config import PretrainConfig
 from spot_ray.train.provenance import Provenance
 from spot_ray.train.state import RunState

@@ -10,13 +10,8 @@ from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from spot_ray.errors import ConfigError, DataError, SpotRayError, StoreError
-from spot_ray.train.checkpoint import (
-    ModelDescription,
-    TrainTensors,
-    checkpoint_folders,
-    checkpoint_uri,
-    latest_checkpoint,
-)
+from spot_ray.train.checkpoint import ModelDescription, TrainTensors
+from spot_ray.train.checkpoint_folders import checkpoint_folders, checkpoint_uri, latest_checkpoint
 from spot_ray.train.checkpoint_keeping import Figures, superfluous_steps, whole_checkpoints
 from spot_ray.train.checkpoint_save import remove_checkpoint, write_checkpoint
 from spot_ray.train.config import PretrainConfig

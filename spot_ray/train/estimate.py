@@ -30,7 +30,7 @@ from spot_ray.storage.cache import CacheConfig
 from spot_ray.storage.codec import LABEL_COLUMNS
 from spot_ray.storage.shard_cost import ShardCost, cost_of_shards, uploading
 from spot_ray.storage.shards import MOST_KEPT
-from spot_ray.train.checkpoint import checkpoint_folders
+from spot_ray.train.checkpoint_folders import checkpoint_folders
 from spot_ray.train.config import PretrainConfig
 from spot_ray.train.learner import build_learner
 from spot_ray.train.run import Resume, Run, prepare_run

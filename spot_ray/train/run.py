@@ -24,8 +24,9 @@ from spot_ray.schema.subset import Subset
 from spot_ray.schema.taxonomy import Taxonomy
 from spot_ray.storage import uri as uris
 from spot_ray.storage.dataset import open_dataset
-from spot_ray.train.checkpoint import ModelDescription, latest_checkpoint, read_config, read_description
+from spot_ray.train.checkpoint import ModelDescription, read_config, read_description
 from spot_ray.train.checkpoint_files import CONFIG_FILE
+from spot_ray.train.checkpoint_folders import latest_checkpoint
 from spot_ray.train.config import PretrainConfig
 from spot_ray.train.loggers import check_loggers
 from spot_ray.train.probe import open_probe
@@ -383,7 +384,7 @@ def _check_same_classes(run: Run) -> None:
     latest = latest_checkpoint(run.out)
     if latest is None:
         return
-    learned = read_description(latest).taxonomy.class_names
+    learned = read_description(run.out).taxonomy.class_names
     if learned != run.taxonomy.class_names:
         raise ConfigError(
             f"the labels {run.description.labels!r} have other classes now: {', '.join(run.taxonomy.class_names)}",

@@ -21,7 +21,6 @@ from spot_ray.train import checkpoint_save
 from spot_ray.train.checkpoint import (
     ModelDescription,
     TrainTensors,
-    latest_checkpoint,
     load_model,
     newest_usable,
     read_config,
@@ -30,6 +29,7 @@ from spot_ray.train.checkpoint import (
     read_weights,
     resolve,
 )
+from spot_ray.train.checkpoint_folders import latest_checkpoint
 from spot_ray.train.checkpoint_save import remove_checkpoint, write_checkpoint
 from spot_ray.train.provenance import Origin, Provenance
 from spot_ray.train.state import RunState

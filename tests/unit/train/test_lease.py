@@ -109,22 +109,27 @@ def test_a_store_that_is_away_is_no_loss(
 
 
 def test_of_two_that_start_at_once_one_yields(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Both write before either reads back.
-    both = threading.Barrier(2)
-    write = leases._write
+    # Both look before either writes, and both write before either reads back.
+    looked, wrote = threading.Barrier(2), threading.Barrier(2)
+    look, write = leases._wait_for_death, leases._write
+
+    def look_together(uri: str, patience_s: float) -> None:
+        look(uri, patience_s)
+        looked.wait(10)
 
     def write_together(uri: str, record: leases._Record) -> None:
         write(uri, record)
         if record.beat == 0:
-            both.wait(10)
+            wrote.wait(10)
 
+    monkeypatch.setattr(leases, "_wait_for_death", look_together)
     monkeypatch.setattr(leases, "_write", write_together)
     outcomes: list[str] = []
     done = threading.Barrier(2)
 
     def drive() -> None:
         try:
-            with hold(str(tmp_path), patience_s=5.0, beat_s=1.0):
+            with hold(str(tmp_path), patience_s=5.0, beat_s=0.5):
                 outcomes.append("held")
                 done.wait(10)
         except ConfigError:

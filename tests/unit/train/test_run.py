@@ -14,7 +14,8 @@ from spot_ray.operators.stream import iterate
 from spot_ray.schema.subset import Subset
 from spot_ray.storage import uri as uris
 from spot_ray.storage.remove import remove_sequence
-from spot_ray.train.checkpoint import latest_checkpoint, load_model
+from spot_ray.train.checkpoint import load_model
+from spot_ray.train.checkpoint_folders import latest_checkpoint
 from spot_ray.train.config import PretrainConfig
 from spot_ray.train.metrics_writer import read_metrics
 from spot_ray.train.run import Run, prepare_run, write_run
