@@ -87,7 +87,8 @@ def export(
         raise CheckpointError(
             error.what, where=f"{stored.uri}, {error.where}", expected=error.expected, remedy=error.remedy
         ) from None
-    tensors = {key: tensor.detach().clone(memory_format=torch.contiguous_format) for key, tensor in tensors.items()}
+    # Contiguous copies: a view would bring along all of what it is a view of.
+    tensors = {key: tensors[key].clone(memory_format=torch.contiguous_format) for key in sorted(tensors)}
     report = ExportReport(
         out=out,
         to=to,

@@ -36,6 +36,7 @@ DATA_CONFIG:
     DATA_PROCESSOR:  # a list: the dataset's own other entries belong here too
         - NAME: transform_points_to_voxels
           VOXEL_SIZE: {_list(voxel.voxel_size_m)}
+          {_max_points(voxel, "MAX_POINTS_PER_VOXEL: ")}
 MODEL:
     VFE:
         NAME: MeanVFE
@@ -72,6 +73,7 @@ model = dict(
     data_preprocessor=dict(
         voxel_layer=dict(
             point_cloud_range={_list(voxel.point_cloud_range_m)},
+            {_max_points(voxel, "max_num_points=", ",")}
             voxel_size={_list(voxel.voxel_size_m)})),
     {prefix}voxel_encoder=dict(type='HardSimpleVFE', num_features={len(features)}),  # {", ".join(features)}
     {prefix}middle_encoder=dict(
@@ -107,6 +109,13 @@ def _voxel_shape(voxel: VoxelConfig) -> Size3:
 
 def _bev_channels(model: ModelConfig) -> int:
     return model.encoder.out_channels * bev_shape(_voxel_shape(model.voxel))[0]
+
+
+def _max_points(voxel: VoxelConfig, name: str, end: str = "") -> str:
+    """Return the setting of how many points count in a voxel's mean, for which both codebases need a limit."""
+    if voxel.max_points is not None:
+        return f"{name}{voxel.max_points}{end}"
+    return f"# {name.strip(':= ')}: here all points of a voxel count; the more of them, the closer to that"
 
 
 def _list(values: Iterable[object]) -> str:

@@ -17,13 +17,16 @@ from torch import Tensor
 import spot_ray
 from spot_ray.errors import CheckpointError, ConfigError, DataError
 from spot_ray.geometry import se3
-from spot_ray.models.config import BevConfig, EncoderConfig, ModelConfig
+from spot_ray.models.config import BevConfig, EncoderConfig, ModelConfig, VoxelConfig
 from spot_ray.models.spot import build_model
+from spot_ray.models.state_dict.mmdet3d import MMDET3D_LAYOUTS
+from spot_ray.models.state_dict.openpcdet import OPENPCDET_LAYOUTS
 from spot_ray.schema.sensors import LidarSpec, as_matrix, nominal_mount
 from spot_ray.train.checkpoint import ModelDescription, TrainTensors
 from spot_ray.train.checkpoint_save import write_checkpoint
 from spot_ray.train.export import export
-from spot_ray.train.export_report import render
+from spot_ray.train.export_config import mmdet3d_config, openpcdet_config
+from spot_ray.train.export_report import render, shifted_range
 from spot_ray.train.provenance import DatasetProvenance, Provenance
 from spot_ray.train.state import RunState
 
@@ -142,7 +145,6 @@ def test_all_that_is_needed_lies_beside_the_file(save: Any, tmp_path: Path) -> N
 
 
 def test_the_range_in_the_frame_of_a_lidar(toy: ModuleType, save: Any, tmp_path: Path) -> None:
-    """KITTI's usual range, -3 to 1 m about a LiDAR at 1.73 m, is -1.27 to 2.73 m over the ground."""
     uri, _, _ = save(FULL, dataset("drives", HDL), dataset("other", TURNED))
     report = export(uri, to="openpcdet", out=str(tmp_path / "out.pth"))
     level, turned = report.lidars
@@ -154,6 +156,12 @@ def test_the_range_in_the_frame_of_a_lidar(toy: ModuleType, save: Any, tmp_path:
     assert "HDL of drives is at [0, 0, 1.73] m: in its frame the range is [-6.4, -6.4, -3.03, 6.4, 6.4, -0.43]" in text
     assert "TOP of other is at [0.94, 0, 1.84] m and turned by 90.0° (yaw -90.0°)" in text
     assert "HDL: divided by 1; TOP: tanh of the source's" in text
+
+
+def test_a_range_about_kittis_lidar() -> None:
+    """-3 to 1 m about a LiDAR at 1.73 m is -1.27 to 2.73 m over the ground."""
+    found = shifted_range((0.0, -40.0, -1.27, 70.4, 40.0, 2.73), (0.0, 0.0, 1.73))
+    assert found == (0.0, -40.0, -3.0, 70.4, 40.0, 1.0)
 
 
 def test_what_is_printed_tells_what_it_was_trained_on(save: Any, tmp_path: Path) -> None:
@@ -182,6 +190,26 @@ def test_the_config_of_openpcdet(save: Any, tmp_path: Path) -> None:
         "NUM_UPSAMPLE_FILTERS": [8, 8],
         "USE_CONV_FOR_NO_STRIDE": True,
     }
+
+
+@pytest.mark.parametrize(
+    ("points", "in_yaml", "in_python"),
+    [
+        (None, "# MAX_POINTS_PER_VOXEL: here all", "# max_num_points: here all"),
+        (5, " MAX_POINTS_PER_VOXEL: 5\n", " max_num_points=5,\n"),
+    ],
+)
+def test_the_configs_tell_how_many_points_count_in_a_voxel(points: int | None, in_yaml: str, in_python: str) -> None:
+    model = ModelConfig(voxel=VoxelConfig(max_points=points))
+    assert in_yaml in openpcdet_config(model, FEATURES, OPENPCDET_LAYOUTS["second"])
+    text = mmdet3d_config(model, FEATURES, MMDET3D_LAYOUTS["second"], "x.pth")
+    assert in_python in text
+    exec(text, {})
+
+
+def test_features_have_their_names_there() -> None:
+    text = openpcdet_config(ModelConfig(), ("x", "y", "z", "time_lag"), OPENPCDET_LAYOUTS["second"])
+    assert "used_feature_list: ['x', 'y', 'z', 'timestamp']" in text
 
 
 def test_the_config_of_mmdetection3d(save: Any, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -51,3 +52,21 @@ def network_of() -> Callable[..., tuple[Weights, ModelConfig]]:
         return weights, config
 
     return build
+
+
+@pytest.fixture(scope="session")
+def firsts_in_order() -> Callable[..., list[float]]:
+    """Return the first value of some tensors, in the order in which an encoder uses them.
+
+    Names are in that order when the numbers in them are read as such, but for the first and last convolution.
+    """
+
+    def place(key: str) -> tuple[int, list[str | int]]:
+        parts: list[str | int] = [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", key)]
+        return 0 if "conv_input" in key else 2 if "conv_out" in key else 1, parts
+
+    def read(weights: Weights, select: Callable[[str, Tensor], bool]) -> list[float]:
+        chosen = sorted((key for key, tensor in weights.items() if select(key, tensor)), key=place)
+        return [float(weights[key].flatten()[0]) for key in chosen]
+
+    return read

@@ -102,3 +102,21 @@ def test_what_the_config_of_its_encoder_must_say(network_of: NetworkOf) -> None:
     assert encoder_paddings(plain) == ((1,), ((1, 1, 1), 1, 1), ((1, 1, 1), 1, 1), ((0, 1, 1), 1, 1))
     _, small = network_of("residual", channels=(8, 16, 16, 32), blocks=1)
     assert encoder_channels(small) == ((8, 16), (16, 16), (16, 32), (32,))
+
+
+@pytest.mark.parametrize("kind", ["residual", "plain"])
+def test_layers_come_in_the_order_of_ours(kind: str, network_of: NetworkOf, firsts_in_order: Any) -> None:
+    weights, config = network_of(kind)
+    exported = to_mmdet3d_names(weights, config, MMDET3D_LAYOUTS["second"])
+    for part, theirs in (("encoder.", "middle_encoder."), ("bev.", ("backbone.", "neck."))):
+        for select in (
+            lambda key, tensor: tensor.ndim > 1,
+            lambda key, tensor: tensor.ndim == 1 and key.endswith(".weight"),
+            lambda key, tensor: key.endswith(".bias") and not key.endswith(("conv1.bias", "conv2.bias")),
+            lambda key, tensor: key.endswith(".running_mean"),
+            lambda key, tensor: key.endswith(".running_var"),
+            lambda key, tensor: key.endswith(".num_batches_tracked"),
+        ):
+            found = firsts_in_order({key: t for key, t in exported.items() if key.startswith(theirs)}, select)
+            assert found == firsts_in_order({key: t for key, t in weights.items() if key.startswith(part)}, select)
+            assert len(set(found)) == len(found) > 10

@@ -1,4 +1,5 @@
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -87,3 +88,21 @@ def test_weights_of_another_network_are_not_dropped(network_of: NetworkOf) -> No
     rest = {key: tensor for key, tensor in weights.items() if ".2.1.norm1." not in key}
     with pytest.raises(KeyError, match=r"encoder\.stages\.2\.1\.norm1"):
         to_openpcdet_names(rest, config, OPENPCDET_LAYOUTS["second"])
+
+
+@pytest.mark.parametrize("kind", ["residual", "plain"])
+def test_layers_come_in_the_order_of_ours(kind: str, network_of: NetworkOf, firsts_in_order: Any) -> None:
+    weights, config = network_of(kind)
+    exported = to_openpcdet_names(weights, config, OPENPCDET_LAYOUTS["centerpoint"])
+    for part, theirs in (("encoder.", "backbone_3d."), ("bev.", "backbone_2d.")):
+        for select in (
+            lambda key, tensor: tensor.ndim > 1,
+            lambda key, tensor: tensor.ndim == 1 and key.endswith(".weight"),
+            lambda key, tensor: key.endswith(".bias") and not key.endswith(("conv1.bias", "conv2.bias")),
+            lambda key, tensor: key.endswith(".running_mean"),
+            lambda key, tensor: key.endswith(".running_var"),
+            lambda key, tensor: key.endswith(".num_batches_tracked"),
+        ):
+            found = firsts_in_order({key: t for key, t in exported.items() if key.startswith(theirs)}, select)
+            assert found == firsts_in_order({key: t for key, t in weights.items() if key.startswith(part)}, select)
+            assert len(set(found)) == len(found) > 10
