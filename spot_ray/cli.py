@@ -269,6 +269,20 @@ def _add_network_verbs(verb: _Verb) -> None:
         help="probe the encoder on this dataset now and then: points with classes, two sequences or more, best unseen",
     )
     sub.add_argument("--probe-subset", metavar="FILE", help="probe on this part of that dataset alone")
+    sub.add_argument(
+        "--logger",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="also tell the figures to mlflow, wandb or my_package.module:factory of your own; may be repeated",
+    )
+    sub.add_argument(
+        "--profile",
+        type=_count,
+        default=0,
+        metavar="N",
+        help="write a trace of N steps of the first worker to OUT/profile, for ui.perfetto.dev",
+    )
     sub.add_argument("--resume", action="store_true", help="go on with the run in --out")
     sub.add_argument("--workers", type=_count, default=1, help="training workers (default 1)")
     sub.add_argument(

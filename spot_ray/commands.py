@@ -359,7 +359,7 @@ def pretrain(options: argparse.Namespace, rest: list[str]) -> None:
     if options.probe_data:
         # Workers may have another working directory.
         probe = DataSource(uris.absolute(options.probe_data), subset=_read_subset(options.probe_subset))
-    result = run(config, **asked, probe=probe)
+    result = run(config, **asked, probe=probe, loggers=options.logger, profile_steps=options.profile)
     if result.skipped:
         from spot_ray.train.skipped import SKIPPED_FILE, count_skipped
 

@@ -6,6 +6,8 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -169,6 +171,7 @@ def test_a_mistake_is_told_in_one_message_with_status_2(
         ["view", "--data", "x", "--occupancy", "--reach", "0"],
         ["pretrain", "spot-tiny", "--train.epoch", "3"],
         ["pretrain", "spot-tiny", "--optimiser.lr", "-1"],
+        ["pretrain", "spot-tiny", "--profile", "0"],
     ],
 )
 def test_a_wrong_flag_stops_with_status_2(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
@@ -176,6 +179,20 @@ def test_a_wrong_flag_stops_with_status_2(arguments: list[str], capsys: pytest.C
         main([*arguments, *(["--print-config"] if arguments[0] == "pretrain" else [])])
     assert stop.value.code == 2
     assert capsys.readouterr().err or arguments[0] == "pretrain"
+
+
+def test_pretrain_passes_on_loggers_and_the_length_of_a_profile(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def pretrain(config: Any, **arguments: Any) -> SimpleNamespace:
+        asked.append(arguments)
+        return SimpleNamespace(skipped=(), checkpoint="nowhere")
+
+    monkeypatch.setattr("spot_ray.train.trainer.pretrain", pretrain)
+    plain = ["pretrain", "spot-tiny", "--data", "x", "--out", "y"]
+    assert main([*plain, "--logger", "mlflow", "--logger", "mine:open_it", "--profile", "5"]) == 0
+    assert main(plain) == 0
+    assert [(each["loggers"], each["profile_steps"]) for each in asked] == [(["mlflow", "mine:open_it"], 5), ([], 0)]
 
 
 def test_pretrain_takes_the_name_of_a_label_set(capsys: pytest.CaptureFixture[str]) -> None:
