@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import io
 from collections import Counter
 from typing import Any, Literal
@@ -10,7 +11,6 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-import spot_ray
 from spot_ray.config.load import suggestion, to_json
 from spot_ray.errors import CheckpointError, ConfigError
 from spot_ray.models.state_dict.mmdet3d import MMDET3D_LAYOUTS, to_mmdet3d_names
@@ -111,7 +111,7 @@ def export(
         lidars=lidar_frames(stored),
         provenance=stored.provenance,
         their_config=their_config,
-        version=spot_ray.__version__,
+        version=importlib.metadata.version("spot_ray"),
     )
     uris.write_bytes(out, _file_of(tensors, report))
     uris.write_bytes(f"{out}.json", to_json(report).encode())
