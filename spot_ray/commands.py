@@ -333,6 +333,10 @@ def pretrain(options: argparse.Namespace, rest: list[str]) -> None:
     from spot_ray.storage import uri as uris
     from spot_ray.storage.subset import read_subset
 
+    probe = None
+    if options.probe_data:
+        # Workers may have another working directory.
+        probe = DataSource(uris.absolute(options.probe_data), subset=_read_subset(options.probe_subset))
     asked: dict[str, Any] = {
         "data": with_subsets([parse_source(text) for text in options.data], [read_subset(f) for f in options.subset]),
         "out": options.out,
@@ -340,6 +344,8 @@ def pretrain(options: argparse.Namespace, rest: list[str]) -> None:
         "resume": options.resume,
         "num_workers": options.workers,
         "cache": cache,
+        "probe": probe,
+        "loggers": options.logger,
     }
     if is_dry:
         from spot_ray.train.estimate import SECONDS, estimate_pretraining
@@ -355,11 +361,7 @@ def pretrain(options: argparse.Namespace, rest: list[str]) -> None:
         return
     from spot_ray.train.trainer import pretrain as run
 
-    probe = None
-    if options.probe_data:
-        # Workers may have another working directory.
-        probe = DataSource(uris.absolute(options.probe_data), subset=_read_subset(options.probe_subset))
-    result = run(config, **asked, probe=probe, loggers=options.logger, profile_steps=options.profile)
+    result = run(config, **asked, profile_steps=options.profile)
     if result.skipped:
         from spot_ray.train.skipped import SKIPPED_FILE, count_skipped
 

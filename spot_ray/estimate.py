@@ -210,12 +210,9 @@ def render(estimate: Estimate) -> str:
 def size(num_bytes: float) -> str:
     """Return a number of bytes to read, in powers of 1000."""
     for power, unit in ((5, "PB"), (4, "TB"), (3, "GB"), (2, "MB"), (1, "kB")):
-        if num_bytes >= 1000**power:
-            return (
-                f"{num_bytes / 1000**power:,.3g} {unit}"
-                if num_bytes < 1000 ** (power + 1)
-                else (f"{num_bytes / 1000**power:,.0f} {unit}")
-            )
+        value = num_bytes / 1000**power
+        if value >= 0.9995:
+            return f"{value:,.0f} {unit}" if value >= 99.95 else f"{value:.3g} {unit}"
     return f"{num_bytes:.0f} bytes"
 
 

@@ -40,9 +40,10 @@ _LEAST_FRAMES = 3
 _CONVERTING = 0.6
 """Part of a sequence's share in which its frames are converted; in the rest they are only counted."""
 
-_A_UNIT = Requests(num_get=4, num_put=1, num_list=2)
-"""Asked of the dataset's store beside shards: a receipt is written, and read and looked for twice; there are two lists.
-"""
+_A_UNIT = Requests(num_get=5, num_put=1, num_list=4)
+_A_RUN = Requests(num_get=12, num_put=2, num_list=17)
+"""Asked of the store beside shards, as counted with a store: receipts are written, read and looked for, folders
+listed. Removals are not counted: stores do not charge them."""
 
 
 @dataclass
@@ -244,7 +245,8 @@ def _extrapolate(
     further = frames - num_sequences
     starts = [s.first_s + s.seconds[0] + s.finishing_s for s in samples]
     steady = [second for s in samples for second in s.seconds[1:]]
-    frame_s = statistics.fmean(steady) if steady else 0.0
+    # Where no sequence came to a second frame, one takes at most what a first one does.
+    frame_s = statistics.fmean(steady or [s.first_s + s.seconds[0] for s in samples])
     core_s = num_sequences * statistics.fmean(starts) + further * frame_s
     num_further = max(sum(s.num_read - 1 for s in samples), 1)
     bytes_read = num_sequences * statistics.fmean(s.first_bytes for s in samples)
@@ -253,7 +255,7 @@ def _extrapolate(
     requests = _sum(s.first_requests for s in samples) * (num_sequences / len(samples))
     requests += _sum(s.requests for s in samples) * (further / num_further)
     parts = len(units) * math.ceil(frames / len(units) / FRAMES_A_PART)
-    requests += uploading(bytes_written / parts) * parts + _A_UNIT * len(units)
+    requests += uploading(bytes_written / parts) * parts + _A_UNIT * len(units) + _A_RUN
     measured = [Measurement.of("beginning and ending a sequence, with its first frame", "s", starts)]
     if steady:
         measured.append(Measurement.of("converting each further frame", "s", steady))

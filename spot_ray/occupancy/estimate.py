@@ -43,8 +43,12 @@ _SHARES = 2
 _FIRST_SWEEPS = 6
 """Sweeps of the short trial that tells how many sweeps there is time for."""
 
-_A_SEQUENCE = Requests(num_get=4, num_put=1, num_list=2)
-"""Asked of the store beside shards: a receipt is written, read twice, looked for twice; two lists are made."""
+_A_SEQUENCE = Requests(num_get=10, num_put=1, num_list=4)
+_A_PART = Requests(num_get=2)
+_A_RUN = Requests(num_get=23, num_put=2, num_list=36)
+"""Asked of the store beside shards, as counted with a store: of each sequence, for its receipt and the dataset's
+description; of each sequence and part of the manifest; of the run. Removals are not counted: stores do not charge them.
+"""
 
 
 class _Excerpt:
@@ -210,7 +214,8 @@ def _extrapolate(plan: LabelPlan, samples: Sequence[_Sample], names: Sequence[st
         num_get=num_reads * sweep.num_get + num_sweeps * pose.num_get + shards.num_shards * shards.footer_get
     )
     parts = max(len(names), num_keys / FRAMES_A_PART)
-    requests += uploading(bytes_written / parts) * parts + _A_SEQUENCE * len(names)
+    requests += uploading(bytes_written / parts) * parts + _A_RUN
+    requests += (_A_SEQUENCE + _A_PART * len(plan.dataset.parts)) * len(names)
     measured = []
     if added:
         spread = Measurement.of("", "s", [seconds / count for count, seconds in added]).spread

@@ -89,13 +89,12 @@ def cost_of_shards(uri: str, shards: Iterable[str], columns: Mapping[str, Sequen
         )
         for key in columns
     }
-    footers = [footer for _, footer, _ in looked]
     return ShardCost(
         num_shards=len(names),
         num_seen=len(seen),
         num_bytes=mean(num_bytes for num_bytes, _, _ in looked),
-        footer_bytes=mean(max(footer, TAIL_BYTES) for footer in footers),
-        footer_get=mean(2.0 + (footer > TAIL_BYTES) for footer in footers),
+        footer_bytes=mean(min(max(footer, TAIL_BYTES), num_bytes) for num_bytes, footer, _ in looked),
+        footer_get=mean(2.0 + (footer > TAIL_BYTES) for _, footer, _ in looked),
         rows=rows,
     )
 

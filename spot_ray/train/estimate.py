@@ -44,6 +44,8 @@ _LEAST_BATCHES, _LEAST_STEPS = 3, 3
 _MOST_BATCHES = 64
 """Batches that are kept, for the steps to be of different ones."""
 
+_HEADER_BYTES = 100
+"""What the head of a file of tensors takes for each of them, roughly."""
 _A_CHECKPOINT = Requests(num_get=8, num_put=5, num_list=1)
 """Asked of the store beside tensors: its small files are written; those of the one that it replaces are looked for."""
 
@@ -86,9 +88,7 @@ def estimate_pretraining(
     """
     if num_workers < 1:
         raise ConfigError(f"num_workers is {num_workers}", expected="at least 1")
-    run, _ = prepare_run(
-        config, data=data, out=out, init=init, resume=resume, probe=probe, loggers=loggers
-    )
+    run, _ = prepare_run(config, data=data, out=out, init=init, resume=resume, probe=probe, loggers=loggers)
     steps_left = run.total_steps - max(checkpoint_folders(run.out), default=0)
     if steps_left <= 0:
         raise ConfigError("there is nothing to estimate: the run is done", where=run.out)
@@ -414,8 +414,8 @@ class _Checkpoints:
         """Return what `steps` steps of a run write."""
         train = run.config.train
         model = run.build_model()
-        weights = sum(tensor.nbytes for tensor in model.state_dict().values())
-        moments = sum(2 * parameter.nbytes + 4 for parameter in model.parameters())
+        weights = sum(tensor.nbytes + _HEADER_BYTES for tensor in model.state_dict().values())
+        moments = sum(2 * parameter.nbytes + 4 + 3 * _HEADER_BYTES for parameter in model.parameters())
         files = [weights, moments] if train.ema_decay is None else [weights, moments, weights]
         count = math.ceil(steps / train.checkpoint_every_steps)
         kept = min(count, train.keep_checkpoints + (train.keep_best is not None))

@@ -103,6 +103,14 @@ def test_writing_a_log_needs_neither_torch_nor_ray() -> None:
         ),
         (["pretrain", "spot-tiny", "--data", "x", "--out", "{here}/run", "--subset", __file__], "is not valid JSON"),
         (["pretrain", "spot-tiny", "--data", "x", "--out", "x", "--cache-limit", "1GB"], "--cache-limit is without"),
+        (["pretrain", "spot-tiny", "--data", "x", "--out", "x", "--price-gpu-hour", "2"], "hour is without --dry-run"),
+        (
+            ["convert", "nuscenes", "--source", "x", "--out", "x", "--dry-run-frames", "9"],
+            "frames is without --dry-run",
+        ),
+        (["label", "--data", "x", "--dry-run-json", "x"], "--dry-run-json is without --dry-run"),
+        (["label", "--data", "x", "--dry-run", "--dry-run-json", f"{__file__}/x.json"], "cannot make the folder"),
+        (["label", "--data", "x", "--dry-run", "--from-checkpoint", "x"], "--dry-run does not go with --from-checkpoi"),
         (
             ["pretrain", "spot-tiny", "--data", "x", "--out", "x", "--cache-dir", "{here}/c", "--cache-limit", "1G"],
             "'1G' is no size",
