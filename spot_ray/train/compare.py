@@ -215,8 +215,8 @@ def render(comparison: Comparison) -> str:
     if comparison.probe is not None:
         text += [
             "",
-            f"a linear classifier of points on the frozen encoders, scored on {comparison.probe.num_counted} points of "
-            f"{len(comparison.probe.sequences)} other sequences than it was fitted on",
+            f"a linear classifier of points on the frozen encoders: {comparison.probe.num_counted} points of sequences "
+            f"that it was not fitted on, {len(comparison.probe.sequences)} in number",
             "",
             *_table(comparison.probe, "points, IoU in %", comparison.level),
         ]
