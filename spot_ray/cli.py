@@ -26,7 +26,7 @@ _EXAMPLES = {
     "evaluate": "spot-ray evaluate --checkpoint runs/first --data data/city-unseen --json scores.json",
     "compare": "spot-ray compare runs/first runs/second --data data/city-unseen --json compared.json",
     "view": "spot-ray view --checkpoint runs/first --data data/city --frame waymo-0000-0000/000005 --out view.png",
-    "export": "spot-ray export runs/first --to openpcdet --out first.pth",
+    "export": "spot-ray export runs/waymo --to openpcdet --out waymo.pth",
     "doctor": "spot-ray doctor",
     "demo": "spot-ray demo --out demo",
 }
