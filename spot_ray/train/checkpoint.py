@@ -282,13 +282,18 @@ def read_origin(init: str | None, *, resumed: SavedCheckpoint | None) -> Origin 
         resumed: The run's own checkpoint, if the run goes on from one: that tells it even where `init` is gone.
 
     Raises:
-        CheckpointError: If the checkpoint is missing, damaged or incomplete.
+        CheckpointError: If the run begins now, and the checkpoint is missing, damaged or incomplete.
     """
     if resumed is not None and resumed.provenance is not None:
         return resumed.provenance.before
     if init is None:
         return None
-    stored = read_weights(init)
+    try:
+        stored = read_weights(init)
+    except CheckpointError:
+        if resumed is None:
+            raise
+        return Origin(without_credentials(uris.absolute(init)), "", None)
     return Origin(without_credentials(stored.uri), stored.digest, stored.provenance)
 
 

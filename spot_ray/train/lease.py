@@ -30,8 +30,9 @@ from spot_ray.storage import uri as uris
 
 LEASE_FILE = "lease.json"
 
-_SETTLING_S = {True: 0.05, False: 1.0}
-"""How long after writing it is read back, by whether the folder is local."""
+_SETTLING_ON_DISK_S = 0.05
+_SETTLING_IN_STORE_S = 1.0
+"""How long after writing it is read back."""
 _LOOKS = 20
 """Looks at another's lease within the patience."""
 _log = logging.getLogger(__name__)
@@ -133,7 +134,7 @@ def hold(run_uri: str, *, patience_s: float = 30.0, beat_s: float = 5.0) -> Iter
 
     Args:
         run_uri: The run's folder.
-        patience_s: Seconds for which another's lease has to stay unchanged to be taken for dead's: several beats.
+        patience_s: Seconds for which another's lease has to stay unchanged to be taken for a dead one's: several beats.
         beat_s: Seconds between two beats.
 
     Raises:
@@ -147,7 +148,7 @@ def hold(run_uri: str, *, patience_s: float = 30.0, beat_s: float = 5.0) -> Iter
     started = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     own = _Record(uuid.uuid4().hex, 0, socket.gethostname(), os.getpid(), started)
     _write(uri, own)
-    time.sleep(_SETTLING_S[uris.is_local(uri)])
+    time.sleep(_SETTLING_ON_DISK_S if uris.is_local(uri) else _SETTLING_IN_STORE_S)
     found = _parse(_read(uri), uri)
     if found is None or found.owner != own.owner:
         raise _held_by(found, uri)

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from spot_ray.errors import StoreError
+from spot_ray.errors import DataError, StoreError
+from spot_ray.storage import uri as uris
 
 T = TypeVar("T")
 
@@ -40,8 +41,8 @@ def try_patiently(work: Callable[[], T], *, doing: str, where: str, patience: Pa
     """Return what `work` does; where a store or a disk fails it, try it again and log that.
 
     The client of a store tries each request several times before it fails (:mod:`spot_ray.storage.s3`), which takes it
-    seconds where it is refused, and minutes where nothing answers: this is what comes after that. What a path forbids
-    (no permission, no space left on a local disk) is not tried again.
+    seconds where it is refused, and minutes where nothing answers: this is what comes after that. What a local path
+    forbids (no permission, no space left) is not tried again.
 
     Args:
         work: What to do; it may be done in part already.
@@ -52,15 +53,18 @@ def try_patiently(work: Callable[[], T], *, doing: str, where: str, patience: Pa
 
     Raises:
         StoreError: If the store or disk goes on failing.
+        DataError: If it is a local path that forbids it.
     """
     began = time.monotonic()
     for attempt in itertools.count():
         try:
             return work()
-        except (StoreError, OSError) as error:
+        except (DataError, OSError) as error:
+            if isinstance(error, DataError) and not isinstance(error, StoreError) and uris.is_local(where):
+                raise
             pause = min(patience.first_pause_s * 2**attempt, patience.longest_pause_s)
             waited = time.monotonic() - began
-            what = error.what if isinstance(error, StoreError) else str(error)
+            what = error.what if isinstance(error, DataError) else str(error)
             if waited + pause <= patience.total_s:
                 _log.warning("cannot %s %s, trying again in %.3g s: %s", doing, where, pause, what)
                 if not give_up.wait(pause):
@@ -69,7 +73,7 @@ def try_patiently(work: Callable[[], T], *, doing: str, where: str, patience: Pa
             raise StoreError(
                 f"cannot {doing}: {what} ({tried})",
                 where=where,
-                expected=error.expected if isinstance(error, StoreError) else "",
+                expected=error.expected if isinstance(error, DataError) else "",
                 remedy="when the store answers again, go on with the run by --resume",
             ) from None
     raise AssertionError("unreachable")

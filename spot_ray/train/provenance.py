@@ -100,7 +100,7 @@ class Origin:
 
     Args:
         checkpoint: Where it was, without credentials.
-        weights_sha256: SHA-256 of the file of its weights that were taken, in hex.
+        weights_sha256: SHA-256 of the file of its weights that were taken, in hex; empty if they are gone.
         provenance: What it was trained on; None: a release wrote it that did not note that.
     """
 
@@ -134,7 +134,7 @@ def render(provenance: Provenance) -> str:
     before = provenance.before
     if before is None:
         return "\n".join(lines)
-    lines.append(f"begun with {before.checkpoint} (weights {before.weights_sha256[:12]})")
+    lines.append(f"begun with {before.checkpoint} (weights {before.weights_sha256[:12] or 'gone'})")
     told = "  not known: written by a release that did not note it"
     if before.provenance is not None:
         told = textwrap.indent(render(before.provenance), "  ")

@@ -206,7 +206,12 @@ def test_what_a_run_began_with_is_told_by_its_own_checkpoint_or_by_init(toy: Mod
     digest = hashlib.sha256((uri / "averaged.safetensors").read_bytes()).hexdigest()
     assert read_origin(str(run), resumed=None) == Origin(str(uri), digest, PROVENANCE)
     # Resumed: even where what it began with is gone.
-    assert read_origin(str(tmp_path / "gone"), resumed=newest_usable(str(run))[0]) == PROVENANCE.before
+    gone = str(tmp_path / "gone")
+    assert read_origin(gone, resumed=newest_usable(str(run))[0]) == PROVENANCE.before
+    make_version_1(uri)
+    assert read_origin(gone, resumed=newest_usable(str(run))[0]) == Origin(gone, "", None)
+    with pytest.raises(CheckpointError, match="no checkpoint is here"):
+        read_origin(gone, resumed=None)
 
 
 @pytest.mark.parametrize("damage", [truncate, flip_a_byte, Path.unlink])

@@ -23,8 +23,13 @@ class Failing:
         return self.asked
 
 
-def attempt(work: Failing, patience: Patience = BRIEF, give_up: threading.Event | None = None) -> int:
-    return try_patiently(work, doing="write", where="s3://b/x", patience=patience, give_up=give_up or threading.Event())
+def attempt(
+    work: Failing,
+    patience: Patience = BRIEF,
+    give_up: threading.Event | None = None,
+    where: str = "s3://b/x",
+) -> int:
+    return try_patiently(work, doing="write", where=where, patience=patience, give_up=give_up or threading.Event())
 
 
 @pytest.mark.parametrize("error", [StoreError("away", where="s3://b/x"), OSError(5, "Input/output error")])
@@ -45,11 +50,13 @@ def test_patience_ends_in_the_stores_error() -> None:
     assert "--resume" in caught.value.remedy
 
 
-def test_what_does_not_pass_is_told_at_once() -> None:
+def test_what_a_local_path_forbids_is_told_at_once() -> None:
     work = Failing(99, DataError("no space left on device"))
     with pytest.raises(DataError, match="no space left"):
-        attempt(work)
+        attempt(work, where="/run/x")
     assert work.asked == 1
+    # A store that has forgotten an upload says "no such file", and takes the next one.
+    assert attempt(Failing(1, DataError("cannot write the file: no such file or directory"))) == 2
 
 
 def test_giving_up_ends_a_pause() -> None:
