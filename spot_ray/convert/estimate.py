@@ -183,7 +183,7 @@ def estimate_conversion(
     deadline = time.perf_counter() + seconds
     samples: list[_Sample] = []
     for name in random.Random(0).sample(names, len(names)):
-        samples.append(_measure(log, name, info, write_options, seconds / _SHARES))
+        samples.append(_measure(log, name, info, write_options, seconds / min(_SHARES, len(names))))
         if time.perf_counter() > deadline:
             break
     workers = min(num_workers or num_cores(), len(units))

@@ -137,7 +137,7 @@ def estimate_labels(
     deadline = time.perf_counter() + seconds
     samples: list[_Sample] = []
     for sequence in order:
-        samples.append(_measure_for(plan, sequence, config, seconds / _SHARES))
+        samples.append(_measure_for(plan, sequence, config, seconds / min(_SHARES, len(names))))
         if time.perf_counter() > deadline:
             break
     workers = min(num_workers or num_cores(), len(names))

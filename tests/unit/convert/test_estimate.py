@@ -106,7 +106,7 @@ def test_sequences_and_frames_count_apart() -> None:
 
 def test_an_estimate_is_what_the_conversion_does(raw: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    estimate = estimate_conversion("log", source=raw, uri=str(out), num_workers=1, seconds=1.0)
+    estimate = estimate_conversion("log", source=raw, uri=str(out), num_workers=1, seconds=20.0)
     assert not out.exists()
     assert (estimate.num_sequences, estimate.num_items) == (4, 5 + 6 + 7 + 8)
     assert estimate.bytes_read == 26 * POINTS * 12
@@ -121,11 +121,11 @@ def test_only_what_is_missing_counts(raw: str, tmp_path: Path) -> None:
     out = str(tmp_path / "out")
     convert("log", source=raw, uri=out, limit=3, num_workers=1)
     before = uris.file_sizes(out)
-    assert estimate_conversion("log", source=raw, uri=out, seconds=0.2).num_items == 8
+    assert estimate_conversion("log", source=raw, uri=out, seconds=20.0).num_items == 8
     assert uris.file_sizes(out) == before
     convert("log", source=raw, uri=out, num_workers=1)
     with pytest.raises(ConfigError, match="all sequences are converted"):
-        estimate_conversion("log", source=raw, uri=out, seconds=0.2)
+        estimate_conversion("log", source=raw, uri=out, seconds=20.0)
 
 
 def test_frames_that_nobody_could_count_have_to_be_told(
