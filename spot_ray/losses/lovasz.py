@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from spot_ray.losses.positions import positions
+
 _ONE_BITS = 0x3F800000
 """Bits of float32 1.0."""
 
@@ -93,13 +95,14 @@ def slopes_class_by_class(probabilities: Tensor, labels: Tensor, *, over_present
 
 def _add_class(probability: Tensor, true: Tensor, slopes: Tensor) -> Tensor:
     """Return one class's loss, and write its slopes into the zeros of `slopes`; `true` are the (T,) voxels of it."""
-    code = _code(probability)
-    code_of_true = _code(1.0 - probability.index_select(0, true)) | 1
-    code[true] = code_of_true
+    error_of_true = 1.0 - probability.index_select(0, true)
     # Past the last true voxel the intersection is empty and the Jaccard loss stays 1: smaller errors have slope 0.
-    greatest = code_of_true.amax() if len(true) else code.amin()
-    index = (code <= greatest).nonzero().squeeze(1)
-    key = (code.index_select(0, index).long() << 32) | index
+    is_candidate = probability >= (error_of_true.amin() if len(true) else probability.amax())
+    is_candidate[true] = False
+    others = positions(is_candidate)
+    key_of_others = (_code(probability.index_select(0, others)).long() << 32) | others
+    key_of_true = ((_code(error_of_true) | 1).long() << 32) | true
+    key = torch.cat((key_of_others, key_of_true))
     key.numpy().sort()  # NumPy sorts integers with vector instructions
     code, order = (key >> 32).int(), key & 0xFFFFFFFF
 
@@ -141,7 +144,7 @@ def slopes_at_once(probabilities: Tensor, labels: Tensor, *, over_present: bool)
 
 def _code(error: Tensor) -> Tensor:
     """Return int32 codes that rise as errors fall; their last bit is 0."""
-    return (_ONE_BITS - error.clamp(0.0, 1.0).view(torch.int32)) << 1
+    return (_ONE_BITS - error.abs().clamp_(max=1.0).view(torch.int32)) << 1
 
 
 def _error(code: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from spot_ray.losses.cross_entropy import weighted_cross_entropy
 from spot_ray.losses.lovasz import lovasz_slopes
+from spot_ray.losses.positions import positions
 
 IGNORE_INDEX = 255
 
@@ -111,7 +112,7 @@ def _observed(labels: Tensor) -> tuple[Tensor, ...]:
     """Return the (M,) int64 observed voxels of each sample, in order."""
     is_observed = (labels != IGNORE_INDEX).flatten(1)
     num_voxels = is_observed.shape[1]
-    voxels = is_observed.flatten().nonzero().squeeze(1).split(is_observed.sum(dim=1).tolist())
+    voxels = positions(is_observed.flatten()).split(is_observed.sum(dim=1).tolist())
     return tuple(voxel - b * num_voxels for b, voxel in enumerate(voxels))
 
 

@@ -202,6 +202,7 @@ class Waits(TorchDispatchMode):
 
 def test_a_gpu_would_be_waited_for_twice_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(occupancy, "lovasz_slopes", slopes_at_once)
+    monkeypatch.setattr(occupancy, "positions", lambda mask: mask.nonzero().squeeze(1))
     logits, labels = case()
     logits.requires_grad_()
     with Waits() as waits:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from spot_ray.models import voxelise as voxelise_module
 from spot_ray.models.voxelise import Voxels, voxelise
 
 LOWER_M = (-1.0, -2.0, 0.0)
@@ -167,8 +168,9 @@ class Operators(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("max_points", [None, 5])
-def test_a_gpu_would_be_waited_for_once(max_points: int | None) -> None:
+def test_a_gpu_would_be_waited_for_once(max_points: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of the operators that give a size or a number to the host, one `nonzero` runs, and none that copies constants."""
+    monkeypatch.setattr(voxelise_module, "_positions", lambda mask: mask.nonzero().squeeze(1))  # as on a GPU
     points = torch.rand(50, 4)
     run(points, [0, 20, 50], max_points)  # the grid's constants are made once
     offsets = torch.tensor([0, 20, 50])
