@@ -284,7 +284,28 @@ def _add_network_verbs(verb: _Verb) -> None:
         help="write a trace of N steps of the first worker to OUT/profile, for ui.perfetto.dev",
     )
     sub.add_argument("--resume", action="store_true", help="go on with the run in --out")
-    sub.add_argument("--workers", type=_count, default=1, help="training workers (default 1)")
+    sub.add_argument(
+        "--auto-resume",
+        action="store_true",
+        help="go on with the run in --out if it holds one, else begin it: for a job that may be submitted again",
+    )
+    sub.add_argument(
+        "--workers",
+        type=_workers,
+        default=1,
+        metavar="N[:M]",
+        help="training workers; N:M, at least N and at most M, as machines come and go (default 1)",
+    )
+    sub.add_argument(
+        "--max-failures",
+        type=_whole,
+        metavar="N",
+        help="times in a row that workers may be lost without another checkpoint before the run is given up (default: 3 "
+        "on a running Ray, 0 where this command starts it)",
+    )
+    sub.add_argument(
+        "--max-hours", type=_hours, metavar="H", help="stop with a checkpoint once H hours are over, for --resume later"
+    )
     sub.add_argument(
         "--cache-dir",
         metavar="DIR",
@@ -448,6 +469,25 @@ def _metres(text: str) -> float:
         value = 0.0
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r} is no distance in metres over 0")
+    return value
+
+
+def _workers(text: str) -> int | tuple[int, int]:
+    fewest, separator, most = text.partition(":")
+    if not separator:
+        return _count(text)
+    if _count(fewest) > _count(most):
+        raise argparse.ArgumentTypeError(f"{text!r} has the fewest workers after the colon")
+    return _count(fewest), _count(most)
+
+
+def _hours(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of hours over 0")
     return value
 
 

@@ -341,8 +341,7 @@ def pretrain(options: argparse.Namespace, rest: list[str]) -> None:
         "data": with_subsets([parse_source(text) for text in options.data], [read_subset(f) for f in options.subset]),
         "out": options.out,
         "init": options.init,
-        "resume": options.resume,
-        "num_workers": options.workers,
+        "resume": "auto" if options.auto_resume else options.resume,
         "cache": cache,
         "probe": probe,
         "loggers": options.logger,
@@ -353,6 +352,7 @@ def pretrain(options: argparse.Namespace, rest: list[str]) -> None:
         estimate = estimate_pretraining(
             config,
             **asked,
+            num_workers=max(options.workers) if isinstance(options.workers, tuple) else options.workers,
             seconds=options.dry_run_seconds or SECONDS,
             samples_per_second=options.dry_run_samples_per_second,
             cores=None if options.dry_run_cores is None else math.ceil(options.dry_run_cores),
@@ -361,11 +361,20 @@ def pretrain(options: argparse.Namespace, rest: list[str]) -> None:
         return
     from spot_ray.train.trainer import pretrain as run
 
-    result = run(config, **asked, profile_steps=options.profile)
+    result = run(
+        config,
+        **asked,
+        num_workers=options.workers,
+        profile_steps=options.profile,
+        max_hours=options.max_hours,
+        max_failures=options.max_failures,
+    )
     if result.skipped:
         from spot_ray.train.skipped import SKIPPED_FILE, count_skipped
 
-        say(f"left out: {count_skipped(result.skipped)} that cannot be read, see {SKIPPED_FILE} in {options.out}")
+        say(f"left out: {count_skipped(result.skipped)}, see {SKIPPED_FILE} in {options.out}")
+    if not result.finished:
+        say(f"stopped after {options.max_hours:g} hours, at step {result.state.step}; go on with --resume")
     say(f"checkpoint: {result.checkpoint}")
 
 
