@@ -253,10 +253,10 @@ def _apply_table(features: Tensor, matrices: Tensor, table: Tensor) -> Tensor:
     return output
 
 
-def _weight_gradient_by_pairs(features: Tensor, gradient: Tensor, blocks: tuple[PairBlock, ...]) -> Tensor:
+def _weight_gradient_by_pairs(features: Tensor, gradient: Tensor, rulebook: Rulebook) -> Tensor:
     """Return the (taps, in, out) gradient, from the pairs in blocks of input rows."""
-    total = features.new_zeros(len(blocks[0].num_pairs), features.shape[1], gradient.shape[1])
-    for block in blocks:
+    total = features.new_zeros(len(rulebook.inputs), features.shape[1], gradient.shape[1])
+    for block in rulebook.by_input:
         inputs = features.index_select(0, block.here).split(block.num_pairs)
         outputs = gradient.index_select(0, block.there).split(block.num_pairs)
         for of_tap, before, after in zip(total, inputs, outputs, strict=True):
@@ -311,7 +311,7 @@ class _Convolve(torch.autograd.Function):
             by_features = by_features.to(features.dtype)
         if ctx.needs_input_grad[1]:
             if ctx.way == "pairs":
-                by_weight = _weight_gradient_by_pairs(features.to(dtype), gradient, rulebook.by_input)
+                by_weight = _weight_gradient_by_pairs(features.to(dtype), gradient, rulebook)
             else:
                 by_weight = _weight_gradient_by_table(features.to(dtype), gradient, rulebook.inputs)
             by_weight = by_weight.permute(2, 0, 1).to(weight.dtype)
