@@ -104,9 +104,14 @@ class CheckpointWriter:
         Raises:
             SpotRayError: What kept it from being written.
         """
-        writing, self._writing = self._writing, None
-        if writing is not None:
+        writing = self._writing
+        if writing is None:
+            return
+        try:
             writing.result()
+        finally:
+            if writing.done():  # and not interrupted while it waits: then there may be an error to tell yet
+                self._writing = None
 
     def close(self) -> None:
         """End the thread, once the attempt in work has succeeded or failed; it is not made again.

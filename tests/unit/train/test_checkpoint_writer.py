@@ -1,5 +1,6 @@
 import logging
 import threading
+from concurrent.futures import Future
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -303,4 +304,27 @@ def test_removing_that_fails_is_tried_again_without_writing_again(
     save(writer, 2)
     writer.wait()
     assert folders(tmp_path) == [2]
+    writer.close()
+
+
+def test_an_interrupted_wait_loses_no_error(toy: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    go_on = threading.Event()
+
+    def away(uri: str, data: bytes) -> None:
+        assert go_on.wait(20)
+        raise DataError("cannot write the file: no space left on device", where=uri)
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(uris, "write_bytes", away)
+    writer = writer_of(toy, tmp_path)
+    save(writer, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(Future, "result", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            writer.wait()
+    go_on.set()
+    with pytest.raises(DataError, match="no space left"):
+        writer.wait()
     writer.close()
