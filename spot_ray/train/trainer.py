@@ -290,15 +290,9 @@ def _work(options: dict[str, Any]) -> dict[str, Any]:
             ray.get(board.hang.remote(message), timeout=HANG_PATIENCE_S)
         os.kill(os.getpid(), signal.SIGKILL)  # a thread that hangs in a library can be ended in no other way
 
-    metrics = RayMetrics(run_name=run.name, rank=rank)
     try:
         with Watchdog(run.config.train.step_timeout_s, give_up) as watchdog:
-
-            def after_step(report: StepReport) -> None:
-                watchdog.pat(f"step {report.step}")
-                metrics.add(report)
-
-            listener = _listener(board, rank, world_size, on_step=after_step)
+            listener = _listener(board, rank, world_size, watchdog, RayMetrics(run_name=run.name, rank=rank))
             batches = _batches(orders, rank=rank, world_size=world_size)
             state = train_worker(run, batches, device=device, rank=rank, launch=orders.launch, listener=listener)
     except SpotRayError as error:
@@ -331,7 +325,7 @@ def _batches(orders: _Orders, *, rank: int, world_size: int) -> Callable[[int, i
     return batches
 
 
-def _listener(board: ActorHandle, rank: int, world_size: int, *, on_step: Callable[[StepReport], None]) -> Listener:
+def _listener(board: ActorHandle, rank: int, world_size: int, watchdog: Watchdog, metrics: RayMetrics) -> Listener:
     """Return what tells the driver and Ray Train; the first worker speaks for all."""
     saved_for: list[object] = []
 
@@ -346,7 +340,12 @@ def _listener(board: ActorHandle, rank: int, world_size: int, *, on_step: Callab
         if error is not None:
             raise error
 
+    def after_step(report: StepReport) -> None:
+        watchdog.pat(f"step {report.step}")
+        metrics.add(report)
+
     def tell(state: RunState, figures: Figures) -> None:
+        metrics.add_line(figures)
         if rank == 0:
             board.post.remote(state.step, figures)
 
@@ -377,7 +376,7 @@ def _listener(board: ActorHandle, rank: int, world_size: int, *, on_step: Callab
         on_metrics=tell,
         on_checkpoint=report,
         on_skipped=tell_skipped,
-        on_step=on_step,
+        on_step=after_step,
         on_note=note,
         signal=signal_of,
     )

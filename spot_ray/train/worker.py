@@ -6,6 +6,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -34,6 +35,7 @@ from spot_ray.train.run import Resume, Run, prepare_run, write_run
 from spot_ray.train.skipped import SkipGuard, SkippedSample, read_skipped
 from spot_ray.train.state import RunState
 from spot_ray.train.tensors import collect_tensors, restore_tensors
+from spot_ray.train.utilisation import peak_flops, training_flops
 
 Figures = dict[str, float]
 
@@ -152,7 +154,7 @@ def train_worker(
         return fit(
             learner,
             batches,
-            meter=StepMeter(class_names=run.taxonomy.class_names, device=device, world_size=num_workers()),
+            meter=_build_meter(run, learner),
             state=state,
             steps_by_epoch=run.record.steps_by_epoch,
             log_every_steps=config.train.log_every_steps,
@@ -199,6 +201,22 @@ def _build_learner(run: Run, device: torch.device | str, rank: int, *, fresh: bo
     )
     return build_learner(
         model, run.config, taxonomy=run.taxonomy, grid=run.config.grid, device=device, total_steps=run.total_steps
+    )
+
+
+def _build_meter(run: Run, learner: Learner) -> StepMeter:
+    """Return what sums up the figures; utilisation is told of networks that each worker holds whole."""
+    model, compute = learner.model, run.config.compute
+    assert isinstance(model, OccupancyModel)
+    return StepMeter(
+        class_names=run.taxonomy.class_names,
+        device=learner.device,
+        world_size=num_workers(),
+        clock=learner.clock,
+        peak_flops=peak_flops(learner.device, precision=compute.precision),
+        flops_of=None
+        if run.config.train.parallel == "shard"
+        else partial(training_flops, model, device=learner.device),
     )
 
 
