@@ -88,10 +88,9 @@ def main() -> None:
         del ours
         report["variants"] = variants(options, config, batches)
     if not options.json:
-        print(
-            f"{report['samples_per_s']} samples/s, the usual way {report['peer_samples_per_s']}, ratio {report['ratio']}\n"
-            f"{100 * report['share_of_peak']:.0f} % of the device's {report['peak_tflop_per_s']} TFLOP/s"
-        )
+        mine, theirs = report["samples_per_s"], report["peer_samples_per_s"]
+        print(f"{mine} samples/s, the usual way {theirs}: {report['ratio']} × as fast")
+        print(f"{100 * report['share_of_peak']:.0f} % of the device's {report['peak_tflop_per_s']} TFLOP/s")
         for phase, seconds in report["breakdown"].items():
             print(f"  {phase:<10} {1e3 * seconds:8.1f} ms")
     print(json.dumps(report))
