@@ -18,6 +18,7 @@ from spot_ray.models.state_dict.openpcdet import OPENPCDET_LAYOUTS, to_openpcdet
 from spot_ray.models.state_dict.rename import TRANSFERRED
 from spot_ray.storage import uri as uris
 from spot_ray.train.checkpoint import StoredWeights, WeightsAsked, read_weights
+from spot_ray.train.credentials import without_credentials
 from spot_ray.train.export_config import mmdet3d_config, openpcdet_config
 from spot_ray.train.export_report import (
     FRAME,
@@ -82,7 +83,7 @@ def export(
     if to != "safetensors" and detector is None:
         detector = _DETECTOR_OF_KIND[model.encoder.kind]
     try:
-        tensors, like, their_config = _translated(stored, to, detector, out)
+        tensors, like, their_config = _translated(stored, to, detector, without_credentials(out))
     except CheckpointError as error:
         raise CheckpointError(
             error.what, where=f"{stored.uri}, {error.where}", expected=error.expected, remedy=error.remedy
@@ -90,12 +91,12 @@ def export(
     # Contiguous copies: a view would bring along all of what it is a view of.
     tensors = {key: tensors[key].clone(memory_format=torch.contiguous_format) for key in sorted(tensors)}
     report = ExportReport(
-        out=out,
+        out=without_credentials(out),
         to=to,
         detector=detector,
         like=like,
         num_keys=dict(Counter(key.partition(".")[0] for key in tensors)),
-        checkpoint=stored.uri,
+        checkpoint=without_credentials(stored.uri),
         weights=stored.kind,
         weights_sha256=stored.digest,
         step=stored.step,

@@ -6,6 +6,9 @@ Its `SparseEncoder` has the convolution that strides at the end of the stage bef
 Weights of sparse convolutions are written as (kz, ky, kx, in, out). That is what the sparse convolutions of mmcv hold;
 and with spconv 2 installed it moves the last axis of every such weight to the front, unless the state dict carries
 version numbers of its modules, which a plain file does not.
+
+All sizes come from its configs: any of ours fit. The `BEVFusion` of its `projects` orders the axes of voxels otherwise,
+so that what is written here is not for it.
 """
 
 from __future__ import annotations

@@ -2,6 +2,9 @@
 
 Its weights of sparse convolutions are (out, kz, ky, kx, in) as ours. A block of its 2D backbone begins with a layer
 that pads, so that indices are one higher than the number of layers with weights tells.
+
+The channels and blocks of its 3D backbones stand in its code; ours must be the same. Those of its 2D backbone come from
+its config: any of ours fit.
 """
 
 from __future__ import annotations
