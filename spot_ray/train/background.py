@@ -16,11 +16,14 @@ if TYPE_CHECKING:
 CAPACITY = 2000
 """Lines that wait for a tracker that is away: hours of a run."""
 
-ATTEMPTS = 4
-"""Times that a line is offered: a client that asks a server has tried several times itself by then."""
+ATTEMPTS = 10
+"""Times that a line is offered, over some seven minutes: one that is at fault itself must not hold up the others."""
 
 RETRY_S = 5.0
 """Seconds before the second attempt; twice as long before each further one."""
+
+LONGEST_RETRY_S = 60.0
+"""Most seconds between two attempts."""
 
 PATIENCE_S = 30.0
 """Seconds that the end of a run waits for lines to be delivered."""
@@ -30,8 +33,8 @@ class BackgroundLogger:
     """Hands lines of figures to a logger, in order, from a thread of its own.
 
     A line that the logger refuses is offered again, some time later; after the last attempt, or when too many wait, it
-    is lost (the oldest first). The first refusal and the number of lost lines are told as warnings by :meth:`log` and
-    :meth:`close`, in the caller's thread.
+    is lost (the oldest first): a tracker that was away for a while gets them all. The first refusal and the number of
+    lost lines are told as warnings by :meth:`log` and :meth:`close`, in the caller's thread.
 
     Args:
         logger: The logger; only the thread calls it.
@@ -125,7 +128,7 @@ class BackgroundLogger:
             if attempt:
                 if self._closing.is_set():
                     return False
-                self._closing.wait(self._retry_s * 2 ** (attempt - 1))
+                self._closing.wait(min(self._retry_s * 2 ** (attempt - 1), LONGEST_RETRY_S))
             try:
                 self._logger.log(step, figures)
             except Exception as error:  # whatever a tracker's client may raise

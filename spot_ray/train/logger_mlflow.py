@@ -18,6 +18,9 @@ from spot_ray.train.loggers import LoggedRun, qualified
 
 EXPERIMENT = "spot_ray"
 
+PATIENCE = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "20"}
+"""The client's own is several minutes; it is `background.py` that asks again, and knows when a run ends."""
+
 _PARAMETERS_A_CALL = 100
 _LONGEST_VALUE = 6000
 _FORBIDDEN = re.compile(r"[^\w\-./ ]")
@@ -32,6 +35,8 @@ def open_mlflow(run: LoggedRun) -> MlflowLogger:
     """
     import mlflow
 
+    for variable, value in PATIENCE.items():
+        os.environ.setdefault(variable, value)
     return MlflowLogger(run, mlflow=mlflow)
 
 
