@@ -11,12 +11,16 @@ import numpy as np
 import pytest
 import torch
 
+from spot_ray.models.spot import build_model
 from spot_ray.operators.batch import Batch, SkippedFrame
 from spot_ray.operators.pack import STAGES
 from spot_ray.storage.cache import Traffic
 from spot_ray.train import metrics
+from spot_ray.train.learner import build_learner
+from spot_ray.train.loop import Hooks, fit
 from spot_ray.train.metrics import StepMeter, StepReport, StepResult
 from spot_ray.train.skipped import SkippedSample
+from spot_ray.train.state import RunState
 from spot_ray.train.step_clock import PHASES, StepClock
 
 
@@ -264,3 +268,23 @@ def tell(reports: list[StepReport]) -> tuple[dict[str, float], tuple[SkippedSamp
     for each in reports:
         meter.add(result(1.0, float(each.num_prepared), [[0, 0, 0]] * 3), each)
     return meter.figures(), meter.take_skipped()
+
+
+def test_phases_of_a_real_loop_are_all_there_and_sum_up_to_its_steps(toy: ModuleType) -> None:
+    model = build_model(toy.CONFIG.model, num_features=4, num_classes=3, grid=toy.GRID)
+    learner = build_learner(model, toy.CONFIG, taxonomy=toy.TAXONOMY, grid=toy.GRID, device="cpu", total_steps=2)
+    lines: list[dict[str, float]] = []
+    fit(
+        learner,
+        lambda epoch, start: toy.epoch_of(epoch, start, steps=2),
+        meter=StepMeter(class_names=toy.TAXONOMY.class_names, device="cpu", clock=learner.clock),
+        state=RunState(),
+        steps_by_epoch=(2,),
+        log_every_steps=2,
+        checkpoint_every_steps=2,
+        hooks=Hooks(on_metrics=lambda state, figures: lines.append(figures)),
+    )
+    (line,) = lines
+    times = [line[f"time/{name}_ms"] for name in PHASES]
+    assert min(times) > 0.0
+    assert sum(times) == pytest.approx(2e3 / line["samples_per_second"], rel=0.2)
