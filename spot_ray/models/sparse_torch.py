@@ -1,6 +1,6 @@
 """Sparse convolution in plain torch: runs wherever torch does, in every float dtype, and checks the other back end.
 
-A rulebook is a table: for every output row and tap of the kernel, the input row that the tap joins with it, and the same
+A rulebook is a table (for every output row and tap of the kernel, the input row that the tap joins with it) and the same
 table seen from the input. It comes from sorting packed coordinates and searching in them, once for all layers on the
 same sites.
 
