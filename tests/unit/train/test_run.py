@@ -16,11 +16,11 @@ from spot_ray.storage import uri as uris
 from spot_ray.storage.remove import remove_sequence
 from spot_ray.train.checkpoint import load_model
 from spot_ray.train.checkpoint_folders import latest_checkpoint
-from spot_ray.train.config import PretrainConfig
+from spot_ray.train.config import PretrainConfig, ProbeConfig
 from spot_ray.train.metrics_writer import read_metrics
 from spot_ray.train.run import Run, prepare_run, write_run
 from spot_ray.train.transfer import LoadReport
-from spot_ray.train.worker import PretrainResult, pretrain_here
+from spot_ray.train.worker import Listener, PretrainResult, pretrain_here, train_worker
 
 PLAIN = DataConfig(balance=BalanceConfig(enabled=False))
 
@@ -291,3 +291,65 @@ def test_a_bad_frame_stops_the_run_by_name(toy: ModuleType, config: PretrainConf
     toy.write_dataset(str(tmp_path / "data"), broken="log1/1")
     with pytest.raises(DataError, match="log1/1"):
         pretrain_here(config, data=str(tmp_path / "data"), out=str(tmp_path / "run"))
+
+
+def test_a_deadline_ends_a_run_with_a_checkpoint_to_go_on_from(
+    finished: tuple[str, PretrainResult], config: PretrainConfig, data: str, tmp_path: Path
+) -> None:
+    out = str(tmp_path / "run")
+    rare = changed(config, checkpoint_every_steps=1000)
+    stopped = pretrain_here(rare, data=data, out=out, max_hours=1e-9, resume="auto")
+    assert not stopped.finished
+    assert stopped.state.step == 1
+    assert stopped.checkpoint.endswith("step_00000001")
+    ended = pretrain_here(rare, data=data, out=out, resume="auto")
+    assert ended.finished
+    assert losses(out) == losses(finished[0])
+    with pytest.raises(ConfigError, match="holds a run already"):
+        pretrain_here(rare, data=data, out=out)
+
+
+def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(
+    finished: tuple[str, PretrainResult], config: PretrainConfig, data: str, tmp_path: Path
+) -> None:
+    out = copy_until(finished[0], tmp_path / "run", 4)
+    weights = Path(out) / "checkpoints" / "step_00000004" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    notes: list[str] = []
+    run, _ = prepare_run(config, data=data, out=out, resume=True)
+    mixture = run.open_mixture()
+    planner = run.build_planner(mixture)
+
+    def batches(epoch: int, start_step: int) -> Any:
+        return iterate(
+            mixture, config.data, grid=config.grid, seed=0, epoch=epoch, global_batch_size=2, start_step=start_step,
+            planner=planner,
+        )  # fmt: skip
+
+    began: list[int] = []
+    train_worker(run, batches, device="cpu", listener=Listener(on_note=notes.append, on_start=began.append))
+    assert began == [3]
+    assert len(notes) == 1
+    assert "step_00000004" in notes[0]
+    assert "model.safetensors" in notes[0]
+    assert losses(out) == losses(finished[0])
+
+
+def test_a_probe_and_the_best_checkpoint(toy: ModuleType, config: PretrainConfig, data: str, tmp_path: Path) -> None:
+    out = str(tmp_path / "run")
+    probed = dataclasses.replace(
+        changed(config, keep_checkpoints=1),
+        probe=ProbeConfig(every_steps=2, num_train_frames=2, num_test_frames=2, points_a_frame=50),
+    )
+    best = dataclasses.replace(probed, train=dataclasses.replace(probed.train, keep_best="probe/miou"))
+    with pytest.raises(ConfigError, match="probe/miou is the figure of a probe, and there is none"):
+        pretrain_here(best, data=data, out=out)
+    result = pretrain_here(best, data=data, out=out, probe=DataSource(data))
+    lines = {line["step"]: line["probe/miou"] for line in read_metrics(out) if "probe/miou" in line}
+    assert sorted(lines) == [2, 4, 6]
+    # A probe's figures hold until the next one, and of equal checkpoints the first is kept.
+    known = {step: lines[step - step % 2] for step in range(2, 7)}
+    wanted = {min(known, key=lambda step: (-known[step], step)), result.state.step}
+    assert {int(folder.name[5:]) for folder in (Path(out) / "checkpoints").iterdir()} == wanted
