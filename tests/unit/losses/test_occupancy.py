@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from typing import Any
 
 import pytest
@@ -209,3 +210,24 @@ def test_a_gpu_would_be_waited_for_twice_a_batch(monkeypatch: pytest.MonkeyPatch
         occupancy_loss(logits, labels, WEIGHTS, lovasz_weight=1.0, over_present=True).total.sum().backward()
     # The other wait is `tolist` of the samples' counts, which is no operator of a CPU tensor.
     assert waits.found == ["aten.nonzero.default"]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_gpu_agrees_and_is_waited_for_twice_at_most() -> None:
+    logits, labels = case()
+    labelled = torch.tensor([[True, True, True], [True, True, False], [True, True, True]])
+    results = []
+    for device in ("cpu", "cuda"):
+        values = logits.to(device).requires_grad_()
+        arguments = (values, labels.to(device), WEIGHTS.to(device))
+        mask = labelled.to(device)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            loss = occupancy_loss(*arguments, lovasz_weight=0.7, over_present=False, labelled=mask)
+            loss.total.sum().backward()
+            torch.cuda.set_sync_debug_mode("default")
+        assert len(caught) <= 2
+        results.append((loss.total.detach().cpu(), values.grad.cpu()))
+    for cpu, gpu in zip(*results, strict=True):
+        torch.testing.assert_close(gpu, cpu, rtol=0, atol=1e-6)

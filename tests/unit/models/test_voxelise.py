@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from typing import Any
 
@@ -188,3 +189,23 @@ def test_a_gpu_would_be_waited_for_once(max_points: int | None, monkeypatch: pyt
     assert found == {"aten.nonzero.default": 1}
     assert operators.counts["aten.segment_reduce.default"] == 1
     assert sum(operators.counts.values()) < 80
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("max_points", [None, 5])
+def test_gpu_gives_the_same_bits_and_is_waited_for_once(max_points: int | None) -> None:
+    rng = np.random.default_rng(4)
+    points = torch.from_numpy(rng.normal(0, 20, (20_000, 4)).astype(np.float32))
+    offsets = torch.tensor([0, 9000, 9000, 20_000])
+    expected = voxelise(points, offsets, **WAYMO, max_points=max_points)
+    there = (points.cuda(), offsets.cuda())
+    voxelise(*there, **WAYMO, max_points=max_points)  # the grid's constants are made once
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")
+        voxels = voxelise(*there, **WAYMO, max_points=max_points)
+        torch.cuda.set_sync_debug_mode("default")
+    assert len(caught) <= 1
+    assert torch.equal(voxels.indices.cpu(), expected.indices)
+    assert torch.equal(voxels.features.cpu(), expected.features)
+    assert int(voxels.num_dropped) == int(expected.num_dropped)
