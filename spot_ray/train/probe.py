@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from spot_ray.errors import ConfigError, DataError
 from spot_ray.evaluate.occupancy import class_ious
@@ -131,7 +132,8 @@ class Probe:
         device = next(model.parameters()).device
         size = len(self.class_names) + 1
         counts = {name: np.zeros((size, size), np.int64) for name in self.sequences}
-        with torch.inference_mode(), _evaluating(model):
+        # Not inference mode: what shards gather in it could not be trained with afterwards.
+        with torch.no_grad(), _evaluating(model), _gathered(model.encoder):
             features = torch.cat([part for _, part in self._encode(model, self.train, device)])
             classes = torch.cat([frame.classes for frame in self.train]).to(device)
             classifier = LinearClassifier(features, classes, num_classes=len(self.class_names))
@@ -300,3 +302,16 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+@contextlib.contextmanager
+def _gathered(part: nn.Module) -> Iterator[None]:
+    """Have the weights of a part whole for a while, if it is sharded: only calling the part itself would gather them."""
+    if not isinstance(part, FSDPModule):
+        yield
+        return
+    part.unshard()
+    try:
+        yield
+    finally:
+        part.reshard()
