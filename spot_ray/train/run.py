@@ -24,9 +24,9 @@ from spot_ray.schema.subset import Subset
 from spot_ray.schema.taxonomy import Taxonomy
 from spot_ray.storage import uri as uris
 from spot_ray.storage.dataset import open_dataset
-from spot_ray.train.checkpoint import ModelDescription, read_config, read_description
+from spot_ray.train.checkpoint import ModelDescription, read_config, read_description, resolve
 from spot_ray.train.checkpoint_files import CONFIG_FILE
-from spot_ray.train.checkpoint_folders import latest_checkpoint
+from spot_ray.train.checkpoint_folders import checkpoint_folders, latest_checkpoint
 from spot_ray.train.config import PretrainConfig
 from spot_ray.train.loggers import check_loggers
 from spot_ray.train.probe import open_probe
@@ -327,11 +327,14 @@ def _check_subset(asked: Subset | None, began: Subset | None, where: str) -> Non
 
 
 def _initial(init: str | None, before: RunRecord | None, out: str) -> str | None:
-    """Return the checkpoint to begin with; a run that is resumed keeps its own, since it may have none yet itself."""
+    """Return the checkpoint to begin with; a run that is resumed keeps its own, since it may have none yet itself.
+
+    A run's folder stands for its newest checkpoint now, so that all workers begin with the same, whatever is added.
+    """
     asked = None if init is None else uris.absolute(init)
-    if before is None or asked == before.init:
-        return asked
-    if asked is None:
+    if before is None:
+        return None if asked is None else resolve(asked)
+    if asked is None or before.init in (asked, *(checkpoint_folders(asked).values())):
         return before.init
     raise ConfigError(
         f"the run did not begin with the weights of {asked}",

@@ -10,7 +10,7 @@ from functools import partial
 
 import torch
 
-from spot_ray.errors import StoreError
+from spot_ray.errors import CheckpointError, StoreError
 from spot_ray.models.compute import prepare_for
 from spot_ray.models.sparse_choice import choose_back_end
 from spot_ray.models.spot import OccupancyModel
@@ -19,6 +19,7 @@ from spot_ray.operators.mixture import DataSource, Sources
 from spot_ray.operators.stream import iterate
 from spot_ray.storage.cache import CacheConfig
 from spot_ray.train.checkpoint import SavedCheckpoint, newest_usable, read_origin, resolve
+from spot_ray.train.checkpoint_folders import latest_checkpoint
 from spot_ray.train.checkpoint_writer import CheckpointWriter
 from spot_ray.train.config import PretrainConfig
 from spot_ray.train.distribution import first_says, num_workers
@@ -168,6 +169,12 @@ def train_worker(
 def _newest(run: Run, rank: int, listener: Listener) -> SavedCheckpoint | None:
     """Return what to go on from, the same in every worker."""
     saved, damaged = newest_usable(run.out)
+    if saved is None and latest_checkpoint(run.out) is not None:
+        raise CheckpointError(
+            "none of the run's checkpoints is whole: " + "; ".join(damaged),
+            where=run.out,
+            remedy="start a new run in another --out, or remove the folder `checkpoints` there to begin this one anew",
+        )
     if rank == 0:
         for line in damaged:
             listener.on_note(f"passed over a damaged checkpoint: {line}")

@@ -236,7 +236,7 @@ def test_a_run_that_fell_before_its_first_checkpoint_keeps_its_init(
     out = str(tmp_path / "run")
     begin_run(config, data=data, out=out, init=finished[0])
     run, report = begin_run(config, data=data, out=out, resume=True)
-    assert run.record.init == finished[0]
+    assert run.record.init == finished[1].checkpoint
     assert report is not None
     for before, asked in ((out, str(tmp_path)), (finished[0], out)):
         with pytest.raises(ConfigError, match="did not begin with the weights of"):
@@ -329,12 +329,17 @@ def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(
         )  # fmt: skip
 
     began: list[int] = []
+    shutil.copytree(out, tmp_path / "hopeless")
     train_worker(run, batches, device="cpu", listener=Listener(on_note=notes.append, on_start=began.append))
     assert began == [3]
     assert len(notes) == 1
     assert "step_00000004" in notes[0]
     assert "model.safetensors" in notes[0]
     assert losses(out) == losses(finished[0])
+    for file in (tmp_path / "hopeless").rglob("optimiser.safetensors"):
+        file.write_bytes(b"")
+    with pytest.raises(CheckpointError, match="none of the run's checkpoints is whole"):
+        pretrain_here(config, data=data, out=str(tmp_path / "hopeless"), resume=True)
 
 
 def test_a_probe_and_the_best_checkpoint(toy: ModuleType, config: PretrainConfig, data: str, tmp_path: Path) -> None:
