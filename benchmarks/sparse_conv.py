@@ -157,7 +157,7 @@ def stages_of(indices: Tensor) -> list[list[Layer]]:
 def counted(stage: list[Layer]) -> list[tuple[Rulebook, int, int, int, list[int]]]:
     """Return rulebook, pairs, channels and the pairs of every tap of each layer."""
     return [
-        (book, book.num_pairs, before, after, (book.inputs != book.outputs.shape[1]).sum(1).tolist())
+        (book, book.num_pairs, before, after, (book.inputs != book.num_inputs).sum(1).tolist())
         for before, after, book, _ in stage
     ]
 

@@ -73,14 +73,18 @@ class Rulebook:
 
     Args:
         inputs: (taps, num_outputs) int32 input row of each output row; `num_inputs` where there is none.
-        outputs: (taps, num_inputs) int32 output row of each input row; `num_outputs` where there is none.
+        outputs: (taps, num_inputs) int32 output row of each input row; `num_outputs` where there is none. None of a
+            submanifold convolution: it is `inputs` with the taps reversed, since a tap's pairs, exchanged, are those of
+            the tap on the other side of the kernel's centre.
+        num_inputs: Input rows.
         indices: (num_outputs, 4) int32 output sites (batch, z, y, x).
         spatial_shape: (z, y, x) size of the output's grid.
         num_pairs: Pairs of all taps.
     """
 
     inputs: Tensor
-    outputs: Tensor
+    outputs: Tensor | None
+    num_inputs: int
     indices: Tensor
     spatial_shape: Size3
     num_pairs: int
@@ -88,23 +92,27 @@ class Rulebook:
     @cached_property
     def by_output(self) -> tuple[PairBlock, ...]:
         """The pairs in blocks of output rows."""
-        return tuple(_pair_blocks(self.inputs, self.outputs.shape[1]))
+        return tuple(_pair_blocks(self.inputs, self.num_inputs))
 
     @cached_property
     def by_input(self) -> tuple[PairBlock, ...]:
-        """The pairs in blocks of input rows."""
-        return tuple(_pair_blocks(self.outputs, self.inputs.shape[1]))
+        """The pairs in blocks of input rows; of a submanifold convolution with the taps reversed."""
+        return self.by_output if self.outputs is None else tuple(_pair_blocks(self.outputs, self.inputs.shape[1]))
 
 
 def _pair_blocks(table: Tensor, nothing: int) -> Iterator[PairBlock]:
     for low in range(0, table.shape[1], BLOCK_ROWS):
-        part = table[:, low : low + BLOCK_ROWS]
+        part = table[:, low : low + BLOCK_ROWS].contiguous()
         found = part != nothing
-        row = found.nonzero()[:, 1]
-        # Where each pair lies when counted tap by tap, read row by row.
-        by_row = (found.flatten().cumsum(0) - 1).view_as(found).t()[found.t()]
-        number = found.sum(0)
-        yield PairBlock(row + low, part[found], tuple(found.sum(1).tolist()), by_row, number.cumsum(0) - number)
+        pair = found.flatten().nonzero().squeeze(1)
+        so_far = found.cumsum(0)
+        number = so_far[-1]
+        starts = number.cumsum(0) - number
+        # Where each pair, counted tap by tap, lies when they are counted row by row; by_row is the way back.
+        place = (so_far + (starts - 1)).flatten()[pair]
+        by_row = torch.empty_like(pair).scatter_(0, place, torch.arange(len(pair), device=pair.device))
+        here, there = pair % part.shape[1] + low, part.flatten()[pair]
+        yield PairBlock(here, there, tuple(found.sum(1).tolist()), by_row, starts)
 
 
 def submanifold_rulebook(indices: Tensor, spatial_shape: Size3, batch_size: int, kernel_size: int) -> Rulebook:
@@ -139,9 +147,8 @@ def submanifold_rulebook(indices: Tensor, spatial_shape: Size3, batch_size: int,
     table = torch.full((len(shifts), len(key)), len(key), dtype=torch.int32, device=indices.device)
     table[half] = torch.arange(len(key), device=indices.device)
     table[tap, here] = near.int()
-    # A tap's pairs, exchanged, are those of the tap on the other side of the centre: half need not be searched.
     table[len(shifts) - 1 - tap, near] = here.int()
-    return Rulebook(table, table.flip(0), indices, spatial_shape, num_pairs=2 * len(tap) + len(key))
+    return Rulebook(table, None, len(key), indices, spatial_shape, num_pairs=2 * len(tap) + len(key))
 
 
 def strided_rulebook(
@@ -190,7 +197,7 @@ def strided_rulebook(
     outputs[tap, row] = output.int()
     z, y, x = shape
     sites = torch.stack((cell // (z * y * x), cell // (y * x) % z, cell // x % y, cell % x), dim=1).int()
-    return Rulebook(inputs, outputs, sites, shape, num_pairs=len(tap))
+    return Rulebook(inputs, outputs, len(indices), sites, shape, num_pairs=len(tap))
 
 
 def count_pairs(
@@ -254,11 +261,11 @@ def _apply_table(features: Tensor, matrices: Tensor, table: Tensor) -> Tensor:
 
 
 def _weight_gradient_by_pairs(features: Tensor, gradient: Tensor, rulebook: Rulebook) -> Tensor:
-    """Return the (taps, in, out) gradient, from the pairs in blocks of input rows."""
+    """Return the (taps, in, out) gradient, from the pairs in blocks of output rows."""
     total = features.new_zeros(len(rulebook.inputs), features.shape[1], gradient.shape[1])
-    for block in rulebook.by_input:
-        inputs = features.index_select(0, block.here).split(block.num_pairs)
-        outputs = gradient.index_select(0, block.there).split(block.num_pairs)
+    for block in rulebook.by_output:
+        inputs = features.index_select(0, block.there).split(block.num_pairs)
+        outputs = gradient.index_select(0, block.here).split(block.num_pairs)
         for of_tap, before, after in zip(total, inputs, outputs, strict=True):
             of_tap.addmm_(before.t(), after)
     return total
@@ -304,10 +311,13 @@ class _Convolve(torch.autograd.Function):
         by_features = by_weight = None
         if ctx.needs_input_grad[0]:
             matrices = weight.to(dtype).permute(1, 0, 2).contiguous()
+            table = rulebook.outputs
+            if table is None:
+                matrices, table = matrices.flip(0), rulebook.inputs
             if ctx.way == "pairs":
                 by_features = _apply_pairs(gradient, matrices, rulebook.by_input)
             else:
-                by_features = _apply_table(gradient, matrices, rulebook.outputs)
+                by_features = _apply_table(gradient, matrices, table)
             by_features = by_features.to(features.dtype)
         if ctx.needs_input_grad[1]:
             if ctx.way == "pairs":
