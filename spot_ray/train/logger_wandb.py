@@ -20,6 +20,9 @@ from spot_ray.train.loggers import LoggedRun, qualified
 
 PROJECT = "spot_ray"
 
+CONNECT_S = 20.0
+"""Seconds to wait for an answer: the end of a process waits too, and `background.py` asks again."""
+
 _WITHOUT_SERVER = ("offline", "disabled", "dryrun")
 
 
@@ -85,7 +88,7 @@ class WandbLogger:
             allow_val_change=True,
             dir=os.environ.get("WANDB_DIR") or _folder(self._run.uri),
             reinit="create_new",  # a run that the user's own code has begun in this process stays theirs
-            settings=self._wandb.Settings(console="off", silent=True),
+            settings=self._wandb.Settings(console="off", silent=True, init_timeout=CONNECT_S),
         )
         # Its own counter of steps cannot fall back, as ours does in a resumed run.
         session.define_metric("*", step_metric="step")
