@@ -111,7 +111,7 @@ def _frame(
 def _cells(points: Tensor, frame: _Frame) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return each point's (P,) int32 x, y and z cell, of no meaning outside of the grid, and (P,) bool: inside."""
     # Divided by a tensor: for a Python number CUDA multiplies by the inverse, which rounds other than the CPU does.
-    cell = points[:, :3].T.contiguous().sub_(frame.lower_m).div_(frame.voxel_size_m).floor_()
+    cell = points[:, :3].T.contiguous().sub(frame.lower_m).div_(frame.voxel_size_m).floor_()
     nearest = torch.minimum(cell.clamp(min=0.0), frame.last)
     in_x, in_y, in_z = cell == nearest  # a NaN equals nothing
     x, y, z = nearest.int()

@@ -156,6 +156,15 @@ def test_no_point_in_range(max_points: int | None, num_points: int) -> None:
     assert int(voxels.num_dropped) == num_points
 
 
+@pytest.mark.parametrize("num_points", [1, 2])
+def test_points_stay_as_they_are(num_points: int) -> None:
+    # The coordinates of a single point are contiguous either way around: nothing may be copied in passing.
+    points = torch.full((num_points, 4), 0.3)
+    voxels = run(points, [0, num_points])
+    assert (points == 0.3).all()
+    assert voxels.features.tolist() == [points[0].tolist()]
+
+
 class Operators(TorchDispatchMode):
     """Counts the operators that run."""
 
