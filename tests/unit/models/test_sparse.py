@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from spot_ray.errors import ConfigError
+from spot_ray.errors import ConfigError, SpotRayError
 from spot_ray.models.sparse import (
     SparseBackEnd,
     SparseTensor,
@@ -201,6 +201,15 @@ def test_a_precision_that_a_back_end_lacks_is_refused() -> None:
 def test_spconv_s_kernel_of_one_cell_is_refused() -> None:
     with pytest.raises(ValueError, match="linear layer"):
         SpconvBackEnd().submanifold_conv(4, 4, 1, rulebook="a")
+
+
+def test_spconv_s_limit_of_31_bits_is_told_before_it_asserts() -> None:
+    num_sites = 2**31 // (128 * 4)
+    features = torch.empty(num_sites, 64, device="meta")
+    indices = torch.empty(num_sites, 4, dtype=torch.int32, device="meta")
+    layer = SpconvBackEnd().submanifold_conv(64, 128, 3, rulebook="a")
+    with pytest.raises(SpotRayError, match=r"4,194,304 sites × 128 channels make 2,147,483,648 bytes"):
+        layer(SpconvBackEnd().tensor(features, indices, SHAPE, 1))
 
 
 @every_back_end
