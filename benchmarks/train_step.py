@@ -1,12 +1,15 @@
-"""How many samples a second does a training step take, where does its time go, and how fast is the usual way?
+r"""How many samples a second does a training step take, where does its time go, and how fast is the usual way?
 
     python benchmarks/train_step.py                  # spot-tiny on the CPU, a minute
     python benchmarks/train_step.py --json --full    # the same with more steps: the committed figures of a CPU
 
-On a machine with one GPU and Python, torch, numpy, numba, pyarrow and scipy, but without Ray and spconv (then the
-back end in torch computes), the full size in one call of some five minutes, in the folder of the checkout:
+The full size on a machine with one GPU takes one call of some five minutes there. It needs torch, NumPy, numba, pyarrow
+and scipy, but neither Ray nor spconv (then the back end in torch computes) nor what reads datasets, if the batches are
+made elsewhere (16 MB) and brought along:
 
-    PYTHONPATH=. python3 benchmarks/train_step.py --recipe spot-waymo --device cuda --batch-size 4 --full --variants
+    python benchmarks/train_step.py --recipe spot-waymo --batch-size 4 --cache waymo.npz --make-batches
+    PYTHONPATH=. python3 benchmarks/train_step.py --recipe spot-waymo --batch-size 4 --cache waymo.npz --device cuda \
+        --sparse-precision bfloat16 --full --variants
 
 Sweeps of the synthetic city, which are labelled first, go through the operators as a plain iterator; the batches are
 made before the clock starts. Beside the step of this project (A) the same network is trained the way that public
@@ -29,38 +32,32 @@ import json
 import os
 import platform
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
-from itertools import islice
-from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
+from train_step_batches import SEED, batches_of
 from train_step_peer import Peer, load
 
 from spot_ray.errors import SpotRayError
 from spot_ray.models.compute import prepare_for
 from spot_ray.models.config import ComputeConfig
 from spot_ray.models.flops import count_flops
+from spot_ray.models.sparse import SparseBackEnd
 from spot_ray.models.sparse_choice import choose_back_end, preferred_back_end
 from spot_ray.models.spot import OccupancyModel, build_model, count_parameters
-from spot_ray.occupancy.config import LabelConfig
-from spot_ray.occupancy.run import label_in_process
 from spot_ray.operators.batch import Batch
-from spot_ray.operators.stream import iterate
 from spot_ray.recipes.pretraining import pretraining_recipe
 from spot_ray.schema.taxonomy import PAPER_TAXONOMY
-from spot_ray.synthetic.run import synthesize
 from spot_ray.train.config import PretrainConfig
 from spot_ray.train.labels import class_weights, tensor_of
 from spot_ray.train.learner import Learner, build_learner
 
 NUM_BATCHES = 4
 WARM_UP = 3
-SEED = 0
 
 FLOAT32 = ComputeConfig(precision="float32", channels_last="off", sparse="torch")
 """What `--variants` begins with. On a GPU, `tf32` lets products of float32 numbers round them to 10 bits."""
@@ -77,8 +74,9 @@ def main() -> None:
         compile=options.compile,
     )
     config = dataclasses.replace(config, train=train, compute=compute)
-    with folder_of(options.cache) as folder:
-        batches = batches_of(config, options.preset, folder, NUM_BATCHES)
+    batches = batches_of(config, options.preset, NUM_BATCHES, options.cache)
+    if options.make_batches:
+        return
 
     ours = learner_of(config, config.compute, options.device)
     report = describe(options, config, ours.model, batches) | compare(options, config, ours, batches)
@@ -102,7 +100,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--preset", default="waymo", help="preset of the synthetic city")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--batch-size", type=int, default=2)
-    parser.add_argument("--cache", metavar="FOLDER", help="keep the labelled sweeps there, and use those that are")
+    parser.add_argument("--cache", metavar="FILE.npz", help="keep the batches there, or use those that are there")
+    parser.add_argument("--make-batches", action="store_true", help="stop when they are made")
     parser.add_argument("--json", action="store_true", help="print the JSON object only")
     parser.add_argument("--full", action="store_true", help="more turns: the committed figures")
     parser.add_argument("--variants", action="store_true", help="measure other ways to compute, one after the other")
@@ -114,29 +113,8 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-@contextlib.contextmanager
-def folder_of(cache: str | None) -> Iterator[str]:
-    """Yield the folder that is asked for, or one that goes away."""
-    if cache is not None:
-        yield cache
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        yield folder
-
-
-def batches_of(config: PretrainConfig, preset: str, folder: str, number: int) -> list[Batch]:
-    """Return batches of a labelled dataset in `folder`, which is made if it is not there."""
-    size = config.train.global_batch_size
-    if not (Path(folder) / "dataset.json").exists():
-        synthesize(folder, preset=preset, num_sequences=2, num_frames=-(-number * size // 2))
-        label_in_process(folder, config=LabelConfig(grid=config.grid))
-    stream = iterate(folder, config.data, grid=config.grid, seed=SEED, epoch=0, global_batch_size=size)
-    return list(islice(stream, number))
-
-
-def build(config: PretrainConfig, device: str, sparse: str) -> OccupancyModel:
+def build(config: PretrainConfig, device: str, back_end: SparseBackEnd) -> OccupancyModel:
     torch.manual_seed(SEED)
-    back_end = preferred_back_end() if sparse == "preferred" else choose_back_end(sparse, device)
     model = build_model(
         config.model,
         num_features=len(config.data.features),
@@ -148,7 +126,8 @@ def build(config: PretrainConfig, device: str, sparse: str) -> OccupancyModel:
 
 
 def learner_of(config: PretrainConfig, compute: ComputeConfig, device: str) -> Learner:
-    model = build(config, device, compute.sparse)
+    dtype = getattr(torch, compute.sparse_precision)
+    model = build(config, device, choose_back_end(compute.sparse, device, dtype=dtype))
     prepare_for(
         model,
         device,
@@ -194,7 +173,7 @@ def compare(
     device, on_gpu = options.device, options.device != "cpu"
     turns = (15 if on_gpu else 25) if options.full else 5
     steps = 8 if on_gpu else 1
-    theirs = build(config, device, "preferred")
+    theirs = build(config, device, preferred_back_end())
     peer = Peer(theirs, config, class_weights(PAPER_TAXONOMY, config.loss, device), device)
     loaded = [load(batch, config, config.grid, theirs.voxel_shape) for batch in batches]
 

@@ -33,8 +33,11 @@ STRIDE = 8
 """Voxels along an edge of a BEV cell."""
 
 FLOAT16_GRADIENT_SCALE = 2.0**14
-"""Factor of gradients on their way through an encoder in float16, whose smallest number is 6e-8; a power of two, so
-that it costs no rounding."""
+"""Factor of gradients on their way through an encoder in float16; a power of two, so that it costs no rounding.
+
+Training `spot-tiny`, half of the gradients at the BEV features are below 3e-6 and the greatest is 1e-4, where float16
+has full precision from 6e-5 to 65504 and nothing below 6e-8.
+"""
 
 _DOWN_KERNEL: Size3 = (3, 3, 3)
 _DOWN_STRIDE: Size3 = (2, 2, 2)
@@ -102,9 +105,9 @@ class SparseEncoder(nn.Module):
 
         Weights, batch norm and the BEV features stay float32, and evaluation computes in float32 throughout: so what a
         checkpoint scores does not depend on how it was trained. float16 keeps its range, since a batch norm follows
-        every convolution, and the first one's sums of 27 voxels in metres (75 at most) times small weights stay far
-        below 65504; gradients, which would vanish, are scaled. One that overflows all the same leaves the encoder's
-        gradients not finite, for the trainer to notice.
+        every convolution (activations stay below 40), and the first one's sums of 27 voxels in metres (75 at most)
+        times small weights stay far below 65504; gradients, which would vanish, are scaled. One that overflows all the
+        same leaves the encoder's gradients not finite, for the trainer to notice.
 
         Args:
             dtype: float32, or what the back end has besides.
