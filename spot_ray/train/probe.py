@@ -59,6 +59,9 @@ class ProbeFrame:
 class Probe:
     """Scores encoders; made by :func:`open_probe`.
 
+    While it runs it holds the features of the points that it is fitted on twice, on the network's device: 2 × 0.6 GB for
+    200,000 points of the full size's 752 features.
+
     Args:
         train: Frames that the classifier is fitted on.
         test: Frames that it is scored on.
@@ -306,7 +309,7 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _gathered(part: nn.Module) -> Iterator[None]:
-    """Have the weights of a part whole for a while, if it is sharded: only calling the part itself would gather them."""
+    """Have a sharded part's weights whole for a while: only a call of the part itself would gather them."""
     if not isinstance(part, FSDPModule):
         yield
         return

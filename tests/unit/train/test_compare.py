@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from spot_ray.cli import main
 from spot_ray.config.load import to_json
 from spot_ray.errors import ConfigError, DataError
 from spot_ray.geometry.grid import VoxelGrid, pack_bits
@@ -160,6 +161,19 @@ def test_a_checkpoint_does_not_differ_from_itself(tmp_path: Path, toy: ModuleTyp
     for one in found.occupancy.figures:
         assert (one.difference, one.low, one.high) in ((0, 0, 0), (None, None, None))
     assert found.occupancy.verdict == "no difference in mIoU that 5 sequences can show"
+
+
+def test_the_command_line_prints_the_table_and_writes_the_figures(
+    tmp_path: Path, toy: ModuleType, shelf: Shelf, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, file = many(tmp_path, toy, 5), tmp_path / "compared.json"
+    first, second = shelf.put("A", Marks(1, 0.5)), shelf.put("B", Marks(1, 2.0))
+    assert main(["compare", first, second, "--data", data, "--json", str(file)]) == 0
+    told = capsys.readouterr().out
+    assert told == render(compare_checkpoints(first, second, data)) + "\n"
+    assert "A is better by" in told.splitlines()[-1]
+    read = json.loads(file.read_text())
+    assert (read["first"], read["level"], read["occupancy"]["verdict"]) == ("A", 0.95, told.splitlines()[-1])
 
 
 def test_one_sequence_has_no_interval(tmp_path: Path, toy: ModuleType, shelf: Shelf) -> None:
