@@ -59,8 +59,8 @@ class ProbeFrame:
 class Probe:
     """Scores encoders; made by :func:`open_probe`.
 
-    While it runs it holds the features of the points that it is fitted on twice, on the network's device: 2 × 0.6 GB for
-    200,000 points of the full size's 752 features.
+    While it runs it holds the features of the points that it is fitted on twice, on the network's device: at the full
+    size, of 752 features, 2 × 0.6 GB for 200,000 points.
 
     Args:
         train: Frames that the classifier is fitted on.
