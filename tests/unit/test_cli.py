@@ -194,7 +194,7 @@ def test_pretrain_passes_on_loggers_and_the_length_of_a_profile(monkeypatch: pyt
 
     def pretrain(config: Any, **arguments: Any) -> SimpleNamespace:
         asked.append(arguments)
-        return SimpleNamespace(skipped=(), checkpoint="nowhere")
+        return SimpleNamespace(skipped=(), finished=True, checkpoint="nowhere")
 
     monkeypatch.setattr("spot_ray.train.trainer.pretrain", pretrain)
     plain = ["pretrain", "spot-tiny", "--data", "x", "--out", "y"]
