@@ -243,11 +243,13 @@ def _check_keys(shape: Size3, batch_size: int) -> None:
 def _apply_pairs(features: Tensor, matrices: Tensor, blocks: tuple[PairBlock, ...]) -> Tensor:
     """Multiply (V, in) features by their taps' (taps, in, out) matrices and add up, block by block."""
     output = [features.new_zeros(0, matrices.shape[2])]
+    gathering, multiplying = _scratch(features, blocks), _scratch(matrices[0], blocks)
     for block in blocks:
-        gathered = features.index_select(0, block.there).split(block.num_pairs)
-        products = features.new_empty(len(block.there), matrices.shape[2])
-        for rows, matrix, product in zip(gathered, matrices, products.split(block.num_pairs), strict=True):
-            torch.mm(rows, matrix, out=product)
+        rows, products = gathering[: len(block.there)], multiplying[: len(block.there)]
+        torch.index_select(features, 0, block.there, out=rows)
+        taps = zip(rows.split(block.num_pairs), matrices, products.split(block.num_pairs), strict=True)
+        for before, matrix, after in taps:
+            torch.mm(before, matrix, out=after)
         output.append(block.add_up(products))
     return torch.cat(output)
 
@@ -263,12 +265,20 @@ def _apply_table(features: Tensor, matrices: Tensor, table: Tensor) -> Tensor:
 def _weight_gradient_by_pairs(features: Tensor, gradient: Tensor, rulebook: Rulebook) -> Tensor:
     """Return the (taps, in, out) gradient, from the pairs in blocks of output rows."""
     total = features.new_zeros(len(rulebook.inputs), features.shape[1], gradient.shape[1])
+    of_inputs, of_outputs = _scratch(features, rulebook.by_output), _scratch(gradient, rulebook.by_output)
     for block in rulebook.by_output:
-        inputs = features.index_select(0, block.there).split(block.num_pairs)
-        outputs = gradient.index_select(0, block.here).split(block.num_pairs)
-        for of_tap, before, after in zip(total, inputs, outputs, strict=True):
+        inputs, outputs = of_inputs[: len(block.there)], of_outputs[: len(block.there)]
+        torch.index_select(features, 0, block.there, out=inputs)
+        torch.index_select(gradient, 0, block.here, out=outputs)
+        taps = zip(total, inputs.split(block.num_pairs), outputs.split(block.num_pairs), strict=True)
+        for of_tap, before, after in taps:
             of_tap.addmm_(before.t(), after)
     return total
+
+
+def _scratch(like: Tensor, blocks: tuple[PairBlock, ...]) -> Tensor:
+    """Return room for the rows of any block: fresh memory for each would cost more than to fill it."""
+    return like.new_empty(max((len(block.there) for block in blocks), default=0), like.shape[1])
 
 
 def _weight_gradient_by_table(features: Tensor, gradient: Tensor, table: Tensor) -> Tensor:
