@@ -33,8 +33,8 @@ from torch.nn import functional
 from spot_ray.errors import ConfigError
 from spot_ray.models.sparse import Size3, conv_output_shape, fresh_weight
 
-BLOCK_ROWS = 4096
-"""Rows that the CPU takes at once: some 25,000 pairs of a sweep, few enough to stay in the cache."""
+BLOCK_ROWS = 2048
+"""Rows that the CPU takes at once: 13,000 to 35,000 pairs of a sweep, few enough to stay in the cache."""
 
 TABLE_BLOCK_BYTES = 1 << 28
 """Most memory that the gathered rows of a block take in the way by table."""
