@@ -77,3 +77,14 @@ def test_counting_leaves_the_network_as_it_was() -> None:
 def test_no_point_in_range_is_the_users_error() -> None:
     with pytest.raises(DataError, match="none of the 1 points"):
         count_flops(model("plain"), torch.full((1, 4), 50.0), torch.tensor([0, 1]))
+
+
+def test_dense_parts_at_full_size() -> None:
+    # By hand, layer by layer: cells × kernel × channels in × channels out.
+    network = build_model(ModelConfig(), num_features=5, num_classes=15, grid=VoxelGrid())
+    points, offsets = torch.zeros(1, 5), torch.tensor([0, 1])
+    found = count_flops(network, points, offsets)
+    bev = 188**2 * (9 * 256 * 128 + 5 * 9 * 128**2 + 128 * 256) + 94**2 * (9 * 128 * 256 + 5 * 9 * 256**2 + 4 * 256**2)
+    decoder = 188**2 * 9 * 512 * 128 + 376**2 * (2 * 9 * 128**2 + 128 * 256)
+    assert (found.bev, found.decoder) == (2 * bev, 2 * decoder)
+    assert (round(found.bev / 1e9), round(found.decoder / 1e9)) == (137, 134)
