@@ -80,6 +80,7 @@ class SparseEncoder(nn.Module):
         """Memory format of the BEV features: that of the 2D encoder's weights."""
         self._dtype = torch.float32
         self._gradient_scale = 1.0
+        self._unscaled = 0
         self.conv_input = _ConvNormReLU(
             sparse.submanifold_conv(in_channels, channels[0], 3, rulebook="stage0"), channels[0]
         )
@@ -116,6 +117,7 @@ class SparseEncoder(nn.Module):
         if dtype != torch.float16:
             return
         self._gradient_scale = FLOAT16_GRADIENT_SCALE
+        self._unscaled = id(self.conv_input.norm.weight)
         for parameter in self.parameters():
             if parameter.requires_grad:
                 parameter.register_hook(_unscale)
@@ -152,6 +154,9 @@ class SparseEncoder(nn.Module):
             bev = to_bev(x.replace_feature(x.features.float()), self.bev_format)
             if self._gradient_scale == 1.0:
                 return bev
+            if torch.is_grad_enabled() and id(self.conv_input.norm.weight) != self._unscaled:
+                # What shards or copies a network makes new parameters, which do not divide the factor out again.
+                raise RuntimeError("the encoder's parameters were replaced after it was told to compute in float16")
             scaled: Tensor = _ScaleGradient.apply(bev, self._gradient_scale)
             return scaled
 

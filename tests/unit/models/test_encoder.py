@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -148,3 +150,14 @@ def test_gradients_in_evaluation_mode_are_not_scaled() -> None:
     network.compute_in(torch.float16)
     found = gradients(network)
     assert all(torch.equal(found[name], gradient) for name, gradient in exact.items())
+
+
+def test_replaced_parameters_do_not_train_on_scaled_gradients() -> None:
+    network = encoder(sparse=TorchBackEnd())
+    network.compute_in(torch.float16)
+    other = copy.deepcopy(network)
+    with pytest.raises(RuntimeError, match="were replaced"):
+        other(*voxels())
+    with torch.no_grad():
+        assert other(*voxels()).isfinite().all()
+    assert network(*voxels()).isfinite().all()
