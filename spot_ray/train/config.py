@@ -75,7 +75,7 @@ class TrainConfig:
             (FSDP2), for networks that do not fit otherwise.
         sync_batch_norm: Batch norm's statistics over all workers, not each one's own.
         step_timeout_s: Seconds after which a worker that has not finished a step is given up as hanging; the first
-            steps, in which kernels are compiled and caches are filled, take longest.
+            step, in which kernels are compiled and caches are filled, has five minutes at least.
     """
 
     epochs: int = 30

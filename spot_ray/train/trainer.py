@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -19,6 +20,7 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayError
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig
+from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
 
 from spot_ray.errors import ConfigError, SpotRayError, TrainingError
 from spot_ray.operators.batch import Batch
@@ -43,8 +45,11 @@ from spot_ray.train.worker import Figures, Launch, Listener, PretrainResult, dea
 POLL_S = 0.5
 """Seconds between two looks at what the workers tell."""
 
+START_S = 300.0
+"""Seconds that a worker's first step may take at least: it comes after a checkpoint's reading, and compiles."""
+
 HANG_PATIENCE_S = 10.0
-"""Seconds that a worker that gives itself up takes to say so."""
+"""Seconds that a worker that gives itself up takes to say so, and to let the others speak."""
 
 WORKER_ENVIRONMENT = {"OMP_WAIT_POLICY": "PASSIVE"}
 """Threads that spin while they wait for each other take the cores that reading needs: with both cores of a machine busy
@@ -53,6 +58,9 @@ otherwise, a step of two threads took 6 to 15 times as long as with threads that
 RETRIES_ON_A_CLUSTER = 3
 """Times in a row that a run goes on after losing a worker without having come to another checkpoint, where Ray was
 running before; a run on this machine alone fails."""
+
+MESSAGE_CHARS = 600
+"""Of what Ray says of a loss: how the process ended comes after what it was."""
 
 NumWorkers = int | tuple[int, int]
 """Workers, or the fewest and the most: then a run goes on with fewer while machines are away, and grows again."""
@@ -94,9 +102,11 @@ class _Board:
     def note(self, text: str) -> None:
         self._notes.append(text)
 
-    def hang(self, text: str) -> None:
+    def hang(self, text: str) -> int:
+        """Take what a worker that hangs has to say; return how many have spoken since the last start."""
         self._hangs.append(text)
         self._notes.append(text)
+        return len(self._hangs)
 
     def take(self) -> tuple[list[tuple[int, Figures]], list[SkippedSample], list[str]]:
         lines, self._lines = self._lines, []
@@ -202,7 +212,7 @@ def _fit(orders: _Orders, *, num_workers: NumWorkers, use_gpu: bool, max_failure
     """Run Ray Train; an error of the user's arrives as itself."""
     system, path = uris.filesystem(orders.run.out)
     # The watchdog is to come before torch gives up an exchange: it says where the workers stand.
-    timeout_s = int(orders.run.config.train.step_timeout_s * 1.5) + 60
+    timeout_s = int(max(orders.run.config.train.step_timeout_s, START_S) * 1.5) + 60
     trainer = ray.train.torch.TorchTrainer(
         _work,
         train_loop_config={"orders": orders},
@@ -249,15 +259,21 @@ def _told(failure: ray.train.TrainingFailedError, orders: _Orders) -> Exception:
             expected=f"a step within {orders.run.config.train.step_timeout_s:g} s (train.step_timeout_s)",
             remedy=remedy,
         )
+    if isinstance(failure, ray.train.ControllerError):
+        return TrainingError(
+            "Ray could not start the workers",
+            where=_first_lines(failure.controller_failure),
+            expected="machines with a free CPU (or GPU) for each worker, or for the fewest of --workers FEWEST MOST",
+            remedy=remedy,
+        )
     failures = failure.worker_failures if isinstance(failure, ray.train.WorkerGroupError) else {}
     lost = {rank: error for rank, error in failures.items() if _is_loss(error)}
     if not lost:
         return failure
     ranks = ", ".join(map(str, sorted(lost)))
-    reason = str(next(iter(lost.values()))).strip().splitlines()
     return TrainingError(
         f"worker {ranks} was lost" if len(lost) == 1 else f"workers {ranks} were lost",
-        where=" ".join(line.strip() for line in reason[:3]),
+        where=_first_lines(next(iter(lost.values()))),
         expected="processes and machines that live; one that is killed was often out of memory",
         remedy=remedy,
     )
@@ -266,10 +282,21 @@ def _told(failure: ray.train.TrainingFailedError, orders: _Orders) -> Exception:
 def _is_loss(error: BaseException | None) -> bool:
     """Tell whether an error, or what it came from, is Ray's word for a process or machine that is gone."""
     while error is not None:
+        if isinstance(error, WorkerHealthCheckFailedError):
+            error = error.health_check_failure
+        if isinstance(error, WorkerHealthCheckTimeoutError):
+            return True
         if isinstance(error, RayError) and not isinstance(error, ray.exceptions.RayTaskError):
             return True
         error = error.__cause__
     return False
+
+
+def _first_lines(error: BaseException) -> str:
+    """Return what Ray says first, and of a worker's loss why."""
+    if isinstance(error, WorkerHealthCheckFailedError):
+        error = error.health_check_failure
+    return " ".join(line.strip() for line in str(error).strip().splitlines())[:MESSAGE_CHARS]
 
 
 def _work(options: dict[str, Any]) -> dict[str, Any]:
@@ -286,12 +313,17 @@ def _work(options: dict[str, Any]) -> dict[str, Any]:
 
     def give_up(text: str) -> None:
         message = f"worker {rank} of {world_size} on {socket.gethostname()}: {text}"
+        deadline = time.monotonic() + HANG_PATIENCE_S
         with contextlib.suppress(RayError):
-            ray.get(board.hang.remote(message), timeout=HANG_PATIENCE_S)
+            spoken = ray.get(board.hang.remote(message), timeout=HANG_PATIENCE_S)
+            # The first to go breaks the others' exchange: then they would tell that, and not where they stood.
+            while spoken < world_size and time.monotonic() < deadline:
+                time.sleep(POLL_S)
+                spoken = len(ray.get(board.hangs.remote(), timeout=HANG_PATIENCE_S))
         os.kill(os.getpid(), signal.SIGKILL)  # a thread that hangs in a library can be ended in no other way
 
     try:
-        with Watchdog(run.config.train.step_timeout_s, give_up) as watchdog:
+        with Watchdog(run.config.train.step_timeout_s, give_up, start_s=START_S) as watchdog:
             listener = _listener(board, rank, world_size, watchdog, RayMetrics(run_name=run.name, rank=rank))
             batches = _batches(orders, rank=rank, world_size=world_size)
             state = train_worker(run, batches, device=device, rank=rank, launch=orders.launch, listener=listener)

@@ -22,10 +22,12 @@ class Watchdog:
     Args:
         timeout_s: Seconds without a pat.
         on_hang: Called with what to tell the user.
+        start_s: Seconds that the first pat may take, if they are more: a start reads a checkpoint and compiles.
     """
 
-    def __init__(self, timeout_s: float, on_hang: Callable[[str], None]) -> None:
+    def __init__(self, timeout_s: float, on_hang: Callable[[str], None], *, start_s: float = 0.0) -> None:
         self._timeout_s = timeout_s
+        self._allowed_s = max(timeout_s, start_s)
         self._on_hang = on_hang
         self._patted = time.monotonic()
         self._last = "the start"
@@ -39,12 +41,12 @@ class Watchdog:
         Args:
             what: What was reached, for the message.
         """
-        self._patted, self._last = time.monotonic(), what
+        self._patted, self._last, self._allowed_s = time.monotonic(), what, self._timeout_s
 
     def __enter__(self) -> Watchdog:
         """Begin to watch the thread that is here."""
         self._watched = threading.get_ident()
-        self.pat(self._last)
+        self._patted = time.monotonic()
         self._thread.start()
         return self
 
@@ -58,7 +60,7 @@ class Watchdog:
     def _watch(self) -> None:
         while not self._done.wait(min(1.0, self._timeout_s / 4)):
             idle = time.monotonic() - self._patted
-            if idle > self._timeout_s:
+            if idle > self._allowed_s:
                 self._on_hang(f"no progress for {idle:.0f} s after {self._last}; it stands at\n{self._stack()}")
                 return
 

@@ -32,3 +32,14 @@ def test_it_is_silent_while_it_is_patted_and_after_the_end() -> None:
             watchdog.pat(f"step {step}")
     time.sleep(0.6)
     assert told == []
+
+
+def test_the_first_step_may_take_longer() -> None:
+    told: list[str] = []
+    with Watchdog(0.2, told.append, start_s=5.0) as watchdog:
+        time.sleep(0.5)
+        assert told == []
+        watchdog.pat("step 1")
+        time.sleep(0.5)
+    (text,) = told
+    assert "after step 1" in text
