@@ -30,6 +30,7 @@ from spot_ray.operators.read import ReadFrame, slots
 from spot_ray.operators.sample import Slot
 from spot_ray.schema.occupancy import cell_offset
 from spot_ray.storage.cache import Traffic
+from spot_ray.storage.patience import try_patiently
 from spot_ray.storage.shards import ShardReader
 
 
@@ -133,16 +134,23 @@ class Chain:
     def _sample(self, slot: Slot, reader: ShardReader) -> tuple[Packed, npt.NDArray[np.float64], str | None]:
         """Return a packed sample, the seconds of each operator, and why it is missing if it is."""
         chain = self.datasets[slot.dataset]
-        try:
-            return *chain(slot, reader), None
-        except StoreError:
-            raise  # nothing is wrong with the frame
-        except DataError as error:
-            if self.on_bad_frame == "fail":
-                raise error.with_remedies("or leave such frames out: data.on_bad_frame=skip") from None
-            # What only fills the batch is planned elsewhere, and told of there.
-            reason = str(error) if slot.weight else None
-            return chain.pack.stand_in(), np.zeros(len(STAGES)), reason
+
+        def attempt() -> tuple[Packed, npt.NDArray[np.float64]] | DataError:
+            try:
+                return chain(slot, reader)
+            except StoreError:
+                raise  # nothing is wrong with the frame
+            except DataError as error:
+                return error  # and nothing with the store
+
+        found = try_patiently(attempt, doing=f"read frame {slot.frame} of", where=chain.uri)
+        if not isinstance(found, DataError):
+            return *found, None
+        if self.on_bad_frame == "fail":
+            raise found.with_remedies("or leave such frames out: data.on_bad_frame=skip")
+        # What only fills the batch is planned elsewhere, and told of there.
+        reason = str(found) if slot.weight else None
+        return chain.pack.stand_in(), np.zeros(len(STAGES)), reason
 
 
 def build_chain(mixture: Mixture, config: DataConfig, grid: VoxelGrid, *, seed: int, epoch: int) -> Chain:

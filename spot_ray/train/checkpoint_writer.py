@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 
 from spot_ray.errors import ConfigError, DataError, SpotRayError, StoreError
+from spot_ray.storage.patience import MINUTES, Patience, try_patiently
 from spot_ray.train.checkpoint import ModelDescription, TrainTensors
 from spot_ray.train.checkpoint_folders import checkpoint_folders, checkpoint_uri, latest_checkpoint
 from spot_ray.train.checkpoint_keeping import Figures, superfluous_steps, whole_checkpoints
 from spot_ray.train.checkpoint_save import remove_checkpoint, write_checkpoint
 from spot_ray.train.config import PretrainConfig
-from spot_ray.train.patience import MINUTES, Patience, try_patiently
 from spot_ray.train.provenance import Provenance
 from spot_ray.train.state import RunState
 

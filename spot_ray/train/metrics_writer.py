@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TextIO
 
+from spot_ray.errors import StoreError
 from spot_ray.storage import uri as uris
+from spot_ray.storage.patience import MINUTES, Patience, try_patiently
 from spot_ray.train.loggers import qualified
 from spot_ray.train.skipped import SKIPPED_FILE, SkippedSample, read_skipped
 
 METRICS_FILE = "metrics.jsonl"
 TENSORBOARD_DIR = "tensorboard"
+
+_log = logging.getLogger(__name__)
 
 
 class MetricsWriter:
@@ -57,16 +62,32 @@ class MetricsWriter:
         self._skipped.writelines(sample.to_json() + "\n" for sample in samples)
         self._skipped.flush()
 
-    def flush(self) -> None:
-        """Make everything written so far readable at the run's URI."""
+    def flush(self, patience: Patience = MINUTES) -> None:
+        """Make everything written so far readable at the run's URI.
+
+        Raises:
+            StoreError: If the store goes on failing.
+        """
         self._board.flush()
         if self._remote:
-            for path in sorted(p for p in self._folder.rglob("*") if p.is_file()):
-                uris.write_bytes(uris.join(self._uri, path.relative_to(self._folder).as_posix()), path.read_bytes())
+            try_patiently(self._upload, doing="write the figures of", where=self._uri, patience=patience)
 
-    def close(self) -> None:
-        """Flush and let go of the files."""
-        self.flush()
+    def _upload(self) -> None:
+        for path in sorted(p for p in self._folder.rglob("*") if p.is_file()):
+            uris.write_bytes(uris.join(self._uri, path.relative_to(self._folder).as_posix()), path.read_bytes())
+
+    def close(self, *, failed: bool = False) -> None:
+        """Flush and let go of the files.
+
+        Args:
+            failed: The run has: a store that is away is not waited for once more.
+        """
+        try:
+            self.flush(Patience(total_s=0.0) if failed else MINUTES)
+        except StoreError as error:
+            if not failed:
+                raise
+            _log.warning("the last figures are lost: %s", error)
         self._file.close()
         if self._skipped is not None:
             self._skipped.close()

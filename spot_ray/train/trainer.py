@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -64,6 +65,9 @@ MESSAGE_CHARS = 600
 
 NumWorkers = int | tuple[int, int]
 """Workers, or the fewest and the most: then a run goes on with fewer while machines are away, and grows again."""
+
+
+_log = logging.getLogger(__name__)
 
 
 class _Board:
@@ -240,7 +244,10 @@ def _fit(orders: _Orders, *, num_workers: NumWorkers, use_gpu: bool, max_failure
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, interrupt)  # Ray Train puts its own in place
-        uris.remove_tree(uris.join(orders.run.out, "ray_train"))
+        try:
+            uris.remove_tree(uris.join(orders.run.out, "ray_train"))
+        except (SpotRayError, OSError) as away:
+            _log.warning("Ray's marker stays in the run's folder, which does no harm: %s", away)
     error = ray.get(orders.board.error.remote())
     if error is not None:
         raise error

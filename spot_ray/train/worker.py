@@ -18,6 +18,7 @@ from spot_ray.operators.batch import Batch
 from spot_ray.operators.mixture import DataSource, Sources
 from spot_ray.operators.stream import iterate
 from spot_ray.storage.cache import CacheConfig
+from spot_ray.storage.patience import try_patiently
 from spot_ray.train.checkpoint import SavedCheckpoint, newest_usable, read_origin, resolve
 from spot_ray.train.checkpoint_folders import latest_checkpoint
 from spot_ray.train.checkpoint_writer import CheckpointWriter
@@ -168,7 +169,7 @@ def train_worker(
 
 def _newest(run: Run, rank: int, listener: Listener) -> SavedCheckpoint | None:
     """Return what to go on from, the same in every worker."""
-    saved, damaged = newest_usable(run.out)
+    saved, damaged = try_patiently(lambda: newest_usable(run.out), doing="read the checkpoints of", where=run.out)
     if saved is None and latest_checkpoint(run.out) is not None:
         raise CheckpointError(
             "none of the run's checkpoints is whole: " + "; ".join(damaged),
@@ -274,8 +275,8 @@ class _Record:
             stack: Closes it all.
         """
         run, launch = self._run, self._launch
-        self._metrics = MetricsWriter(run.out, start_step=state.step)
-        stack.callback(self._metrics.close)
+        metrics = self._metrics = MetricsWriter(run.out, start_step=state.step)
+        stack.push(lambda kind, *_: metrics.close(failed=kind is not None))
         loggers = open_loggers(launch.loggers, run_uri=run.out, run_name=run.name, config=run.config)
         stack.push(lambda kind, *_: loggers.close(failed=kind is not None))
         self._loggers = loggers

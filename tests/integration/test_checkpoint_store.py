@@ -18,11 +18,11 @@ from spot_ray.recipes.pretraining import spot_waymo
 from spot_ray.schema.taxonomy import SemanticClass, Taxonomy
 from spot_ray.storage import s3
 from spot_ray.storage import uri as uris
+from spot_ray.storage.patience import MINUTES, Patience
 from spot_ray.train.checkpoint import ModelDescription, TrainTensors, newest_usable
 from spot_ray.train.checkpoint_folders import latest_checkpoint
 from spot_ray.train.checkpoint_writer import CheckpointWriter
 from spot_ray.train.lease import hold
-from spot_ray.train.patience import MINUTES, Patience
 from spot_ray.train.provenance import Provenance
 from spot_ray.train.state import RunState
 

@@ -7,9 +7,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from spot_ray.errors import DataError
+from spot_ray.errors import DataError, StoreError
 from spot_ray.operators.config import DataConfig
 from spot_ray.operators.stream import iterate
+from spot_ray.storage.shards import ShardReader
 
 SKIP = DataConfig(on_bad_frame="skip")
 RUN = {"seed": 3, "epoch": 0, "global_batch_size": 4}
@@ -80,3 +81,19 @@ def test_failing_names_the_remedy(broken):
     with pytest.raises(DataError, match="intensity has 1 bytes") as caught:
         list(iterate(broken, replace(SKIP, on_bad_frame="fail"), **RUN))
     assert "data.on_bad_frame=skip" in caught.value.remedy
+
+
+def test_a_store_that_is_away_for_a_moment_costs_no_frame(uri, monkeypatch):
+    whole = planned(iterate(uri, SKIP, **RUN))
+    read, failures = ShardReader.read, [StoreError("slow down")]
+
+    def failing_read(reader, *place):
+        if failures:
+            raise failures.pop()
+        return read(reader, *place)
+
+    monkeypatch.setattr(ShardReader, "read", failing_read)
+    batches = list(iterate(uri, SKIP, **RUN))
+    assert planned(batches) == whole
+    assert not any(batch.skipped for batch in batches)
+    assert not failures

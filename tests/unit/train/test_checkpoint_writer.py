@@ -10,11 +10,11 @@ import torch
 
 from spot_ray.errors import ConfigError, DataError, StoreError
 from spot_ray.storage import uri as uris
+from spot_ray.storage.patience import Patience
 from spot_ray.train import checkpoint_writer
 from spot_ray.train.checkpoint import ModelDescription, TrainTensors, newest_usable
 from spot_ray.train.checkpoint_folders import latest_checkpoint
 from spot_ray.train.checkpoint_writer import CheckpointWriter
-from spot_ray.train.patience import Patience
 from spot_ray.train.provenance import Provenance
 from spot_ray.train.state import RunState
 

@@ -37,7 +37,14 @@ MINUTES = Patience()
 """What a run of hours has for its store."""
 
 
-def try_patiently(work: Callable[[], T], *, doing: str, where: str, patience: Patience, give_up: threading.Event) -> T:
+def try_patiently(
+    work: Callable[[], T],
+    *,
+    doing: str,
+    where: str,
+    patience: Patience = MINUTES,
+    give_up: threading.Event | None = None,
+) -> T:
     """Return what `work` does; where a store or a disk fails it, try it again and log that.
 
     The client of a store tries each request several times before it fails (:mod:`spot_ray.storage.s3`), which takes it
@@ -49,12 +56,13 @@ def try_patiently(work: Callable[[], T], *, doing: str, where: str, patience: Pa
         doing: What that is, for messages: "write the checkpoint".
         where: The URI, for messages.
         patience: How long.
-        give_up: Set from another thread: the error is told at the next pause.
+        give_up: Set from another thread: the error is told at the next pause; or None.
 
     Raises:
         StoreError: If the store or disk goes on failing.
         DataError: If it is a local path that forbids it.
     """
+    give_up = threading.Event() if give_up is None else give_up
     began = time.monotonic()
     for attempt in itertools.count():
         try:

@@ -5,7 +5,7 @@ import time
 import pytest
 
 from spot_ray.errors import DataError, StoreError
-from spot_ray.train.patience import Patience, try_patiently
+from spot_ray.storage.patience import Patience, try_patiently
 
 BRIEF = Patience(total_s=5.0, first_pause_s=0.001, longest_pause_s=0.002)
 
