@@ -22,6 +22,7 @@ from ray.exceptions import RayError
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from spot_ray.errors import ConfigError, SpotRayError, TrainingError
 from spot_ray.operators.batch import Batch
@@ -48,6 +49,9 @@ POLL_S = 0.5
 
 START_S = 300.0
 """Seconds that a worker's first step may take at least: it comes after a checkpoint's reading, and compiles."""
+
+RESIZE_S = 30.0
+"""Seconds between two looks for machines that a run with fewer workers than it may have could grow onto."""
 
 HANG_PATIENCE_S = 10.0
 """Seconds that a worker that gives itself up takes to say so, and to let the others speak."""
@@ -128,6 +132,13 @@ class _Board:
         return self._hangs
 
 
+def _open_board(retries: int) -> ActorHandle:
+    """Return a board on the driver's machine: one that goes with another machine would take the run along."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    board: ActorHandle = ray.remote(num_cpus=0, scheduling_strategy=here)(_Board).remote(retries)
+    return board
+
+
 @dataclass(frozen=True)
 class _Orders:
     """What every worker is given."""
@@ -205,7 +216,7 @@ def pretrain(
             display.say(str(report))
         if max_failures is None:
             max_failures = 0 if started_here else RETRIES_ON_A_CLUSTER
-        board = ray.remote(num_cpus=0)(_Board).remote(max_failures)
+        board = _open_board(max_failures)
         stack.enter_context(_watching(board, lease, display, on_metrics))
         launch = Launch(deadline, cache, probe, tuple(loggers), profile_steps)
         state = _fit(_Orders(run, board, launch), num_workers=num_workers, use_gpu=gpu, max_failures=max_failures)
@@ -221,7 +232,9 @@ def _fit(orders: _Orders, *, num_workers: NumWorkers, use_gpu: bool, max_failure
         _work,
         train_loop_config={"orders": orders},
         torch_config=TorchConfig(timeout_s=timeout_s),
-        scaling_config=ScalingConfig(num_workers=num_workers, use_gpu=use_gpu),
+        scaling_config=ScalingConfig(
+            num_workers=num_workers, use_gpu=use_gpu, elastic_resize_monitor_interval_s=RESIZE_S
+        ),
         # Our checkpoints are not Ray's: they are found by looking into the run's folder, so that a run can be resumed
         # by another cluster, or without Ray. Ray keeps a marker of its own there, which goes away at the end.
         run_config=RunConfig(
