@@ -64,6 +64,9 @@ RETRIES_ON_A_CLUSTER = 3
 """Times in a row that a run goes on after losing a worker without having come to another checkpoint, where Ray was
 running before; a run on this machine alone fails."""
 
+BROKEN_EXCHANGE = ("Connection closed by peer", "Connection reset by peer", "ncclRemoteError", "ncclSystemError")
+"""What the neighbours of a lost worker say, now and then before Ray notices the loss."""
+
 MESSAGE_CHARS = 600
 """Of what Ray says of a loss: how the process ended comes after what it was."""
 
@@ -288,12 +291,14 @@ def _told(failure: ray.train.TrainingFailedError, orders: _Orders) -> Exception:
         )
     failures = failure.worker_failures if isinstance(failure, ray.train.WorkerGroupError) else {}
     lost = {rank: error for rank, error in failures.items() if _is_loss(error)}
-    if not lost:
+    broken = [str(error) for error in failures.values() if any(sign in str(error) for sign in BROKEN_EXCHANGE)]
+    if not lost and not broken:
         return failure
     ranks = ", ".join(map(str, sorted(lost)))
+    what = f"worker {ranks} was lost" if len(lost) == 1 else f"workers {ranks} were lost"
     return TrainingError(
-        f"worker {ranks} was lost" if len(lost) == 1 else f"workers {ranks} were lost",
-        where=_first_lines(next(iter(lost.values()))),
+        what if lost else "a worker was lost: the exchange of another with it broke off",
+        where=_first_lines(next(iter(lost.values()))) if lost else broken[0].strip().splitlines()[-1],
         expected="processes and machines that live; one that is killed was often out of memory",
         remedy=remedy,
     )
