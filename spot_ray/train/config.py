@@ -122,7 +122,7 @@ class ProbeConfig:
     every_steps: int = 1000
     num_train_frames: int = 48
     num_test_frames: int = 24
-    points_a_frame: int = 4096
+    points_a_frame: int = 2048
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -156,3 +156,12 @@ class PretrainConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
     probe: ProbeConfig = field(default_factory=ProbeConfig)
+
+    def __post_init__(self) -> None:
+        """Check what no section can check alone."""
+        if self.train.parallel == "shard" and self.compute.sparse_precision == "float16":
+            raise ConfigError(
+                "a sharded network has no scaled gradients, which float16 needs",
+                where="train.parallel and compute.sparse_precision",
+                expected="replicate, or another precision of the sparse convolutions (bfloat16, float32)",
+            )

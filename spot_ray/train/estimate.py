@@ -214,7 +214,7 @@ def _train(run: Run, batches: Sequence[Batch], device: torch.device, seconds: fl
     while True:
         batch = batches[(len(taken) + 1) % len(batches)]
         began = time.perf_counter()
-        result = learner.train_step(batch, len(taken))
+        result = learner.train_step(batch, len(taken) % run.total_steps)  # a short run has few steps to its schedule
         result.losses.sum().item()  # waits for the device
         now = time.perf_counter()
         if deadline == math.inf:

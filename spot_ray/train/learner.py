@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from spot_ray.geometry.grid import VoxelGrid
-from spot_ray.losses.occupancy import occupancy_loss
+from spot_ray.losses.occupancy import UNLABELLED_LOGIT, occupancy_loss
 from spot_ray.models.batch_norm import SyncedBatchNorm, synchronise_batch_norm
 from spot_ray.models.spot import OccupancyModel
 from spot_ray.operators.batch import Batch
@@ -22,9 +22,6 @@ from spot_ray.train.metrics import StepResult
 from spot_ray.train.optimiser import build_optimiser, one_cycle, set_schedule
 from spot_ray.train.step_clock import StepClock
 from spot_ray.train.voxel_counts import voxel_counts
-
-NEVER = -1e4
-"""Logit of a class that the data cannot label: out of the softmax, finite in half precision too."""
 
 LossFunction = Callable[[Tensor, Batch], tuple[Tensor, Tensor]]
 """(logits, batch) to ((B, 3) total, cross-entropy and Lovász a sample, (N + 1, 3) counts of `voxel_counts`)."""
@@ -233,15 +230,18 @@ def occupancy_objective(
             point_cloud_range_m=config.model.voxel.point_cloud_range_m,
             mask_unobserved=config.loss.mask_unobserved,
         )
-        if not batch.labelled.all():
-            logits = logits.masked_fill(tensor_of(~batch.labelled, device)[:, :, None, None, None], NEVER)
+        labelled = None if batch.labelled.all() else tensor_of(batch.labelled, device)
         loss = occupancy_loss(
             logits,
             labels,
             weights,
             lovasz_weight=config.loss.lovasz_weight,
             over_present=config.loss.lovasz_over_present,
+            labelled=labelled,
         )
-        return torch.stack([loss.total, loss.cross_entropy, loss.lovasz], dim=1), voxel_counts(logits, labels)
+        predicted = logits.detach()
+        if labelled is not None:
+            predicted = predicted.masked_fill(~labelled[:, :, None, None, None], UNLABELLED_LOGIT)
+        return torch.stack([loss.total, loss.cross_entropy, loss.lovasz], dim=1), voxel_counts(predicted, labels)
 
     return objective
