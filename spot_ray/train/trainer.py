@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import signal
 import socket
 import threading
@@ -68,7 +69,7 @@ BROKEN_EXCHANGE = ("Connection closed by peer", "Connection reset by peer", "ncc
 """What the neighbours of a lost worker say, now and then before Ray notices the loss."""
 
 MESSAGE_CHARS = 600
-"""Of what Ray says of a loss: how the process ended comes after what it was."""
+"""Of what Ray says of a loss."""
 
 NumWorkers = int | tuple[int, int]
 """Workers, or the fewest and the most: then a run goes on with fewer while machines are away, and grows again."""
@@ -318,10 +319,12 @@ def _is_loss(error: BaseException | None) -> bool:
 
 
 def _first_lines(error: BaseException) -> str:
-    """Return what Ray says first, and of a worker's loss why."""
+    """Return what Ray says first: of a worker's loss which process it was, on which machine, and how it ended."""
     if isinstance(error, WorkerHealthCheckFailedError):
         error = error.health_check_failure
-    return " ".join(line.strip() for line in str(error).strip().splitlines())[:MESSAGE_CHARS]
+    text = " ".join(line.strip() for line in str(error).strip().splitlines())
+    text = re.sub(r"\b(class_name|actor_id|namespace): \S+ ", "", text)  # of no use to whoever lost a worker
+    return text.partition(" Some common causes")[0][:MESSAGE_CHARS]
 
 
 def _work(options: dict[str, Any]) -> dict[str, Any]:
