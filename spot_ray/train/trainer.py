@@ -54,6 +54,12 @@ START_S = 300.0
 RESIZE_S = 30.0
 """Seconds between two looks for machines that a run with fewer workers than it may have could grow onto."""
 
+SHRINKING_S = 20
+"""Seconds that a run which may shrink waits for a machine that is gone, before it goes on without it."""
+
+MOST_WAITS = 1000
+"""Times in all, a minute each, that a run which may lose workers waits for machines to start again on."""
+
 HANG_PATIENCE_S = 10.0
 """Seconds that a worker that gives itself up takes to say so, and to let the others speak."""
 
@@ -231,6 +237,8 @@ def _fit(orders: _Orders, *, num_workers: NumWorkers, use_gpu: bool, max_failure
     """Run Ray Train; an error of the user's arrives as itself."""
     system, path = uris.filesystem(orders.run.out)
     # The watchdog is to come before torch gives up an exchange: it says where the workers stand.
+    if not isinstance(num_workers, int):
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", str(SHRINKING_S))
     timeout_s = int(max(orders.run.config.train.step_timeout_s, START_S) * 1.5) + 60
     trainer = ray.train.torch.TorchTrainer(
         _work,
@@ -246,7 +254,9 @@ def _fit(orders: _Orders, *, num_workers: NumWorkers, use_gpu: bool, max_failure
             storage_path=path,
             storage_filesystem=system,
             # Whether to go on is the board's to say: Ray counts all failures of a run, however long ago.
-            failure_config=FailureConfig(max_failures=-1 if max_failures else 0, controller_failure_limit=max_failures),
+            failure_config=FailureConfig(
+                max_failures=-1 if max_failures else 0, controller_failure_limit=MOST_WAITS if max_failures else 0
+            ),
             logging_config=LoggingConfig(log_level="ERROR"),
             worker_runtime_env={"env_vars": WORKER_ENVIRONMENT},
         ),
