@@ -26,14 +26,13 @@ with as many threads on the CPU. The last line is a JSON object.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import json
 import os
 import platform
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import UTC, datetime
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -59,8 +58,8 @@ from spot_ray.train.learner import Learner, build_learner
 NUM_BATCHES = 4
 WARM_UP = 3
 
-FLOAT32 = ComputeConfig(precision="float32", channels_last="off", sparse="torch")
-"""What `--variants` begins with. On a GPU, `tf32` lets products of float32 numbers round them to 10 bits."""
+FLOAT32 = ComputeConfig(precision="float32", tf32=False, channels_last="off", sparse="torch")
+"""What `--variants` begins with."""
 
 
 def main() -> None:
@@ -133,6 +132,7 @@ def learner_of(config: PretrainConfig, compute: ComputeConfig, device: str) -> L
         device,
         precision=compute.precision,
         sparse_precision=compute.sparse_precision,
+        tf32=compute.tf32,
         channels_last=compute.channels_last,
         compile=compute.compile,
     )
@@ -224,7 +224,7 @@ def compare(
 def variants(options: argparse.Namespace, config: PretrainConfig, batches: list[Batch]) -> dict[str, float | str]:
     """Return samples a second of other ways to compute; or why one cannot be had."""
     on_gpu = options.device != "cpu"
-    bfloat16 = dataclasses.replace(FLOAT32, precision="bfloat16")
+    bfloat16 = dataclasses.replace(FLOAT32, precision="bfloat16", tf32=True)
     laid_out = dataclasses.replace(bfloat16, channels_last="on")
     sparse_too = dataclasses.replace(laid_out, sparse_precision="bfloat16")
     ways = {
@@ -235,7 +235,7 @@ def variants(options: argparse.Namespace, config: PretrainConfig, batches: list[
     }
     if on_gpu:
         ways |= {
-            "tf32": FLOAT32,
+            "tf32": dataclasses.replace(FLOAT32, tf32=True),
             "dense bfloat16, sparse tf32": bfloat16,
             "dense bfloat16, sparse tf32, channels last": laid_out,
             "dense bfloat16, sparse tf32, channels last, compiled": dataclasses.replace(laid_out, compile=True),
@@ -248,8 +248,7 @@ def variants(options: argparse.Namespace, config: PretrainConfig, batches: list[
     found: dict[str, float | str] = {}
     for name, compute in ways.items():
         try:
-            with tf32("tf32" in name or "bfloat16" in name):
-                seconds = measure(learner_of(config, compute, options.device), batches, options)
+            seconds = measure(learner_of(config, compute, options.device), batches, options)
             found[name] = round(options.batch_size / seconds, 2)
         except SpotRayError as error:
             found[name] = error.what
@@ -283,17 +282,6 @@ def timed(step: Callable[[int], None], first: int, steps: int, device: str) -> t
 def synchronise(device: str) -> None:
     if device != "cpu":
         torch.cuda.synchronize()
-
-
-@contextlib.contextmanager
-def tf32(on: bool) -> Iterator[None]:
-    """Let float32 matrix products and convolutions on a GPU round their factors to 10 bits, or none."""
-    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = on
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
 
 
 def matmul_rate(device: str) -> float:

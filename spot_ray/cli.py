@@ -300,8 +300,8 @@ def _add_network_verbs(verb: _Verb) -> None:
         "--max-failures",
         type=_whole,
         metavar="N",
-        help="times in a row that workers may be lost without another checkpoint before the run is given up (default: 3 "
-        "on a running Ray, 0 where this command starts it)",
+        help="times in a row that workers may be lost without another checkpoint before the run is given up "
+        "(default: 3 on a running Ray, 0 where this command starts it)",
     )
     sub.add_argument(
         "--max-hours", type=_hours, metavar="H", help="stop with a checkpoint once H hours are over, for --resume later"

@@ -19,6 +19,7 @@ def prepare_for(
     *,
     precision: Literal["auto", "float32", "bfloat16"],
     sparse_precision: Literal["float32", "bfloat16", "float16"],
+    tf32: bool,
     channels_last: Literal["auto", "on", "off"],
     compile: bool,
 ) -> None:
@@ -33,6 +34,7 @@ def prepare_for(
         precision: Of the dense 2D parts, under autocast; weights and batch norm stay in float32.
         sparse_precision: Of the sparse convolutions of training; see
             :meth:`~spot_ray.models.encoder.SparseEncoder.compute_in`.
+        tf32: Let products of float32 numbers on a GPU round them to 10 bits; this holds for the whole process.
         channels_last: Lay out the dense feature maps, and the weights of their convolutions, channel by channel of a
             cell. The head keeps its layout: it follows its input, whose last step is a sampling that does not gain.
         compile: Compile the dense 2D parts.
@@ -48,6 +50,9 @@ def prepare_for(
         )
     wants_bfloat16 = precision == "bfloat16" or (precision == "auto" and device.type == "cuda" and has_bfloat16)
     model.dense_dtype = torch.bfloat16 if wants_bfloat16 else torch.float32
+    if device.type == "cuda":
+        torch.backends.cuda.matmul.fp32_precision = "tf32" if tf32 else "ieee"
+        torch.backends.cudnn.conv.fp32_precision = "tf32" if tf32 else "ieee"  # type: ignore[attr-defined]
     sparse_dtype = _DTYPES[sparse_precision]
     check_dtype(model.encoder.sparse, device, sparse_dtype)
     model.encoder.compute_in(sparse_dtype)

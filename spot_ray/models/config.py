@@ -91,6 +91,8 @@ class ComputeConfig:
             bfloat16 on a GPU that has it, else float32.
         sparse_precision: Of the sparse convolutions. spconv has no bfloat16; float16 scales the gradients on their way
             through the encoder, since small ones would vanish.
+        tf32: Let products of float32 numbers on a GPU round them to 10 bits, as torch's convolutions do anyhow: several
+            times as fast.
         channels_last: Lay out dense feature maps channel by channel of a cell; `auto`: on a GPU.
         compile: Compile the dense 2D parts with `torch.compile`.
     """
@@ -98,5 +100,6 @@ class ComputeConfig:
     sparse: Literal["auto", "spconv", "torch"] = "auto"
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     sparse_precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    tf32: bool = True
     channels_last: Literal["auto", "on", "off"] = "auto"
     compile: bool = False

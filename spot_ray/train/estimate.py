@@ -203,6 +203,7 @@ def _train(run: Run, batches: Sequence[Batch], device: torch.device, seconds: fl
         device,
         precision=compute.precision,
         sparse_precision=compute.sparse_precision,
+        tf32=compute.tf32,
         channels_last=compute.channels_last,
         compile=compute.compile,
     )

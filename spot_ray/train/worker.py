@@ -204,6 +204,7 @@ def _build_learner(run: Run, device: torch.device | str, rank: int, *, fresh: bo
         device,
         precision=compute.precision,
         sparse_precision=compute.sparse_precision,
+        tf32=compute.tf32,
         channels_last=compute.channels_last,
         compile=compute.compile,
     )

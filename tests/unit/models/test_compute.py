@@ -24,6 +24,7 @@ CONFIG = ModelConfig(
 PLAIN: dict[str, Any] = {
     "precision": "float32",
     "sparse_precision": "float32",
+    "tf32": True,
     "channels_last": "off",
     "compile": False,
 }
