@@ -17,6 +17,8 @@ Figures = dict[str, float]
 _MOST_SKIPPED = 10
 """Samples that were left out are shown one by one up to so many."""
 
+_AT_A_GLANCE = {"loss": "loss", "geometric_iou": "IoU", "miou": "mIoU", "probe/miou": "probe"}
+
 _PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "soft_wrap": True}
 
 
@@ -96,7 +98,7 @@ def describe(figures: Figures) -> str:
     """Return the figures that matter at a glance, in one line."""
     parts = [
         f"{label} {figures[name]:.3f}"
-        for name, label in (("loss", "loss"), ("geometric_iou", "IoU"), ("miou", "mIoU"))
+        for name, label in _AT_A_GLANCE.items()
         if name in figures
     ]
     parts.append(f"{figures['samples_per_second']:.2f} samples/s")
