@@ -23,6 +23,7 @@ from ray.exceptions import RayError
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig
 from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
+from ray.train.v2._internal.execution.context import get_train_context
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from spot_ray.errors import ConfigError, SpotRayError, TrainingError
@@ -397,7 +398,7 @@ def _batches(orders: _Orders, *, rank: int, world_size: int) -> Callable[[int, i
 
 def _listener(board: ActorHandle, rank: int, world_size: int, watchdog: Watchdog, metrics: RayMetrics) -> Listener:
     """Return what tells the driver and Ray Train; the first worker speaks for all."""
-    saved_for: list[object] = []
+    saved_for: set[str] = set()
 
     def begin(step: int) -> None:
         # All ask, the first counts: nobody goes on where the first was refused.
@@ -432,13 +433,12 @@ def _listener(board: ActorHandle, rank: int, world_size: int, watchdog: Watchdog
 
     def signal_of() -> Signal:
         stop_if_failed()
-        if saved_for:
+        # Ray tells all workers when a machine of theirs is about to be taken away. `ray.train.get_preemption_info` is a
+        # barrier over an actor (8 ms with two workers, where an exchange takes 0.6), and ours agree on a signal anyway.
+        notice = get_train_context().preemption_context.preemption_info
+        if notice is None or saved_for.issuperset(notice.preempted_node_ids):
             return Signal.GO_ON
-        # Ray tells all workers alike when a machine of theirs is about to be taken away.
-        notice = ray.train.get_preemption_info()
-        if notice is None:
-            return Signal.GO_ON
-        saved_for.append(notice)
+        saved_for.update(notice.preempted_node_ids)
         return Signal.SAVE
 
     return Listener(
