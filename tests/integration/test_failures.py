@@ -21,6 +21,7 @@ import ray.train
 import recorded_run
 from recorded_run import DRIVER, TRAINED, consumed, planned, write_sources
 
+from spot_ray.cli import main
 from spot_ray.errors import ConfigError, TrainingError
 from spot_ray.operators.mixture import DataSource
 from spot_ray.train import trainer
@@ -227,4 +228,20 @@ def test_ten_random_kills_lose_nothing(sources: list[DataSource], undisturbed: s
     assert {path.name for path in tmp_path.glob("killed-*")} == {f"killed-{step}" for step in steps}
     assert consumed(out) == [1] * len(number)
     assert column(out, "step") == column(undisturbed, "step")
+    assert column(out, "loss") == column(undisturbed, "loss")
+
+
+def test_a_run_that_is_out_of_time_stops_and_goes_on_later(
+    sources: list[DataSource], undisturbed: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "run")
+    call = command(sources, out)[3:]
+    assert main([*call, "--max-hours", "0.0001"]) == 0  # which are over when the first step is done
+    told = capsys.readouterr().out.splitlines()
+    assert told == [
+        "stopped after 0.0001 hours, at step 1; go on with --resume",
+        f"checkpoint: {out}/checkpoints/step_00000001",
+    ]
+    assert main([*call, "--resume"]) == 0
+    assert capsys.readouterr().out.splitlines() == [f"checkpoint: {out}/checkpoints/step_00000032"]
     assert column(out, "loss") == column(undisturbed, "loss")
