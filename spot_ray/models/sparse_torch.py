@@ -5,10 +5,10 @@ input. It comes from sorting packed coordinates and searching in them, once for 
 
 The CPU goes through the table in blocks of rows, and within a block by the pairs that there are: gather the other
 side's rows, multiply them tap by tap, add up each row's products (an `embedding_bag`). All of a block stays in the
-cache, and no more is multiplied than there is. A GPU would spend its time launching these small kernels: there a layer
-gathers all taps of a large block of rows, nothing being zero, and is one matrix product: about 1.7 times the
-multiplications where the channels are many, a hundredth of the launches, no atomic additions. That way is tested on the
-CPU; it has not been run on a GPU.
+cache, no more is multiplied than there is, and threads share out the blocks. A GPU would spend its time launching these
+small kernels: there a layer gathers all taps of a large block of rows, nothing being zero, and is one matrix product:
+about 1.7 times the multiplications where the channels are many, a hundredth of the launches, no atomic additions. That
+way is tested on the CPU; it has not been run on a GPU.
 
 Every result is the same on every run, and a site's does not depend on the order of the sites but for rounding.
 
@@ -20,9 +20,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -31,10 +30,11 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 from spot_ray.errors import ConfigError
+from spot_ray.models.parallel import in_parallel
 from spot_ray.models.sparse import Size3, conv_output_shape, fresh_weight
 
-BLOCK_ROWS = 2048
-"""Rows that the CPU takes at once: 13,000 to 35,000 pairs of a sweep, few enough to stay in the cache."""
+BLOCK_VALUES = 1 << 17
+"""Values of the rows that the CPU takes at once: the 6 to 17 times as many of their pairs still stay in the cache."""
 
 TABLE_BLOCK_BYTES = 1 << 28
 """Most memory that the gathered rows of a block take in the way by table."""
@@ -49,6 +49,7 @@ class PairBlock:
     """The pairs of consecutive rows on one side of a rulebook, grouped by tap.
 
     Args:
+        low: The first of these rows.
         here: (P,) int64 rows on this side.
         there: (P,) int32 rows on the other side.
         num_pairs: Pairs of each tap.
@@ -56,6 +57,7 @@ class PairBlock:
         starts: (rows,) int64 where each row's pairs begin in `by_row`.
     """
 
+    low: int
     here: Tensor
     there: Tensor
     num_pairs: tuple[int, ...]
@@ -80,6 +82,7 @@ class Rulebook:
         indices: (num_outputs, 4) int32 output sites (batch, z, y, x).
         spatial_shape: (z, y, x) size of the output's grid.
         num_pairs: Pairs of all taps.
+        blocks: The pairs in blocks, as far as they were asked for, by side and rows of a block.
     """
 
     inputs: Tensor
@@ -88,31 +91,44 @@ class Rulebook:
     indices: Tensor
     spatial_shape: Size3
     num_pairs: int
+    blocks: dict[tuple[str, int], tuple[PairBlock, ...]] = field(default_factory=dict)
 
-    @cached_property
-    def by_output(self) -> tuple[PairBlock, ...]:
-        """The pairs in blocks of output rows."""
-        return tuple(_pair_blocks(self.inputs, self.num_inputs))
+    def by_output(self, num_rows: int) -> tuple[PairBlock, ...]:
+        """Return the pairs in blocks of so many output rows."""
+        if ("output", num_rows) not in self.blocks:
+            self.blocks["output", num_rows] = _pair_blocks(self.inputs, self.num_inputs, num_rows)
+        return self.blocks["output", num_rows]
 
-    @cached_property
-    def by_input(self) -> tuple[PairBlock, ...]:
-        """The pairs in blocks of input rows; of a submanifold convolution with the taps reversed."""
-        return self.by_output if self.outputs is None else tuple(_pair_blocks(self.outputs, self.inputs.shape[1]))
+    def by_input(self, num_rows: int) -> tuple[PairBlock, ...]:
+        """Return the pairs in blocks of input rows; of a submanifold convolution with the taps reversed."""
+        if self.outputs is None:
+            return self.by_output(num_rows)
+        if ("input", num_rows) not in self.blocks:
+            self.blocks["input", num_rows] = _pair_blocks(self.outputs, self.inputs.shape[1], num_rows)
+        return self.blocks["input", num_rows]
 
 
-def _pair_blocks(table: Tensor, nothing: int) -> Iterator[PairBlock]:
-    for low in range(0, table.shape[1], BLOCK_ROWS):
-        part = table[:, low : low + BLOCK_ROWS].contiguous()
-        found = part != nothing
-        pair = found.flatten().nonzero().squeeze(1)
-        so_far = found.cumsum(0)
-        number = so_far[-1]
-        starts = number.cumsum(0) - number
-        # Where each pair, counted tap by tap, lies when they are counted row by row; by_row is the way back.
-        place = (so_far + (starts - 1)).flatten()[pair]
-        by_row = torch.empty_like(pair).scatter_(0, place, torch.arange(len(pair), device=pair.device))
-        here, there = pair % part.shape[1] + low, part.flatten()[pair]
-        yield PairBlock(here, there, tuple(found.sum(1).tolist()), by_row, starts)
+def _pair_blocks(table: Tensor, nothing: int, num_rows: int) -> tuple[PairBlock, ...]:
+    """Return the pairs of a table in blocks of its rows."""
+
+    def make(lows: Sequence[int]) -> list[PairBlock]:
+        return [_pair_block(table[:, low : low + num_rows].contiguous(), low, nothing) for low in lows]
+
+    parts = in_parallel(make, range(0, table.shape[1], num_rows))
+    return tuple(sorted((block for part in parts for block in part), key=lambda block: block.low))
+
+
+def _pair_block(part: Tensor, low: int, nothing: int) -> PairBlock:
+    found = part != nothing
+    pair = found.flatten().nonzero().squeeze(1)
+    so_far = found.cumsum(0)
+    number = so_far[-1]
+    starts = number.cumsum(0) - number
+    # Where each pair, counted tap by tap, lies when they are counted row by row; by_row is the way back.
+    place = (so_far + (starts - 1)).flatten()[pair]
+    by_row = torch.empty_like(pair).scatter_(0, place, torch.arange(len(pair), device=pair.device))
+    here, there = pair % part.shape[1] + low, part.flatten()[pair]
+    return PairBlock(low, here, there, tuple(found.sum(1).tolist()), by_row, starts)
 
 
 def submanifold_rulebook(indices: Tensor, spatial_shape: Size3, batch_size: int, kernel_size: int) -> Rulebook:
@@ -242,16 +258,20 @@ def _check_keys(shape: Size3, batch_size: int) -> None:
 
 def _apply_pairs(features: Tensor, matrices: Tensor, blocks: tuple[PairBlock, ...]) -> Tensor:
     """Multiply (V, in) features by their taps' (taps, in, out) matrices and add up, block by block."""
-    output = [features.new_zeros(0, matrices.shape[2])]
-    gathering, multiplying = _scratch(features, blocks), _scratch(matrices[0], blocks)
-    for block in blocks:
-        rows, products = gathering[: len(block.there)], multiplying[: len(block.there)]
-        torch.index_select(features, 0, block.there, out=rows)
-        taps = zip(rows.split(block.num_pairs), matrices, products.split(block.num_pairs), strict=True)
-        for before, matrix, after in taps:
-            torch.mm(before, matrix, out=after)
-        output.append(block.add_up(products))
-    return torch.cat(output)
+    output = features.new_empty(sum(len(block.starts) for block in blocks), matrices.shape[2])
+
+    def apply(own: Sequence[PairBlock]) -> None:
+        gathering, multiplying = _scratch(features, own), _scratch(matrices[0], own)
+        for block in own:
+            rows, products = gathering[: len(block.there)], multiplying[: len(block.there)]
+            torch.index_select(features, 0, block.there, out=rows)
+            taps = zip(rows.split(block.num_pairs), matrices, products.split(block.num_pairs), strict=True)
+            for before, matrix, after in taps:
+                torch.mm(before, matrix, out=after)
+            output[block.low : block.low + len(block.starts)] = block.add_up(products)
+
+    in_parallel(apply, blocks)
+    return output
 
 
 def _apply_table(features: Tensor, matrices: Tensor, table: Tensor) -> Tensor:
@@ -262,21 +282,27 @@ def _apply_table(features: Tensor, matrices: Tensor, table: Tensor) -> Tensor:
     return output
 
 
-def _weight_gradient_by_pairs(features: Tensor, gradient: Tensor, rulebook: Rulebook) -> Tensor:
+def _weight_gradient_by_pairs(
+    features: Tensor, gradient: Tensor, blocks: tuple[PairBlock, ...], num_taps: int
+) -> Tensor:
     """Return the (taps, in, out) gradient, from the pairs in blocks of output rows."""
-    total = features.new_zeros(len(rulebook.inputs), features.shape[1], gradient.shape[1])
-    of_inputs, of_outputs = _scratch(features, rulebook.by_output), _scratch(gradient, rulebook.by_output)
-    for block in rulebook.by_output:
-        inputs, outputs = of_inputs[: len(block.there)], of_outputs[: len(block.there)]
-        torch.index_select(features, 0, block.there, out=inputs)
-        torch.index_select(gradient, 0, block.here, out=outputs)
-        taps = zip(total, inputs.split(block.num_pairs), outputs.split(block.num_pairs), strict=True)
-        for of_tap, before, after in taps:
-            of_tap.addmm_(before.t(), after)
-    return total
+
+    def multiply(own: Sequence[PairBlock]) -> Tensor:
+        total = features.new_zeros(num_taps, features.shape[1], gradient.shape[1])
+        of_inputs, of_outputs = _scratch(features, own), _scratch(gradient, own)
+        for block in own:
+            inputs, outputs = of_inputs[: len(block.there)], of_outputs[: len(block.there)]
+            torch.index_select(features, 0, block.there, out=inputs)
+            torch.index_select(gradient, 0, block.here, out=outputs)
+            taps = zip(total, inputs.split(block.num_pairs), outputs.split(block.num_pairs), strict=True)
+            for of_tap, before, after in taps:
+                of_tap.addmm_(before.t(), after)
+        return total
+
+    return torch.stack(in_parallel(multiply, blocks)).sum(dim=0)
 
 
-def _scratch(like: Tensor, blocks: tuple[PairBlock, ...]) -> Tensor:
+def _scratch(like: Tensor, blocks: Sequence[PairBlock]) -> Tensor:
     """Return room for the rows of any block: fresh memory for each would cost more than to fill it."""
     return like.new_empty(max((len(block.there) for block in blocks), default=0), like.shape[1])
 
@@ -309,7 +335,8 @@ class _Convolve(torch.autograd.Function):
         dtype = _computed_in(features)
         matrices = weight.to(dtype).permute(1, 2, 0).contiguous()
         if way == "pairs":
-            return _apply_pairs(features.to(dtype), matrices, rulebook.by_output).to(features.dtype)
+            blocks = rulebook.by_output(_block_rows(weight))
+            return _apply_pairs(features.to(dtype), matrices, blocks).to(features.dtype)
         return _apply_table(features.to(dtype), matrices, rulebook.inputs).to(features.dtype)
 
     @staticmethod
@@ -325,17 +352,23 @@ class _Convolve(torch.autograd.Function):
             if table is None:
                 matrices, table = matrices.flip(0), rulebook.inputs
             if ctx.way == "pairs":
-                by_features = _apply_pairs(gradient, matrices, rulebook.by_input)
+                by_features = _apply_pairs(gradient, matrices, rulebook.by_input(_block_rows(weight)))
             else:
                 by_features = _apply_table(gradient, matrices, table)
             by_features = by_features.to(features.dtype)
         if ctx.needs_input_grad[1]:
             if ctx.way == "pairs":
-                by_weight = _weight_gradient_by_pairs(features.to(dtype), gradient, rulebook)
+                blocks = rulebook.by_output(_block_rows(weight))
+                by_weight = _weight_gradient_by_pairs(features.to(dtype), gradient, blocks, weight.shape[1])
             else:
                 by_weight = _weight_gradient_by_table(features.to(dtype), gradient, rulebook.inputs)
             by_weight = by_weight.permute(2, 0, 1).to(weight.dtype)
         return by_features, by_weight, None, None
+
+
+def _block_rows(weight: Tensor) -> int:
+    """Return how many rows the CPU takes at once for an (out, taps, in) weight."""
+    return max(1, BLOCK_VALUES // max(weight.shape[0], weight.shape[2]))
 
 
 def _computed_in(features: Tensor) -> torch.dtype:

@@ -92,7 +92,7 @@ def test_small_blocks_change_nothing(way: Way, monkeypatch: pytest.MonkeyPatch) 
     indices = sites()
     features = torch.randn(len(indices), 4)
     whole = convolve(way, features, indices)
-    monkeypatch.setattr(sparse_torch, "BLOCK_ROWS", 7)
+    monkeypatch.setattr(sparse_torch, "BLOCK_VALUES", 7 * 4)
     monkeypatch.setattr(sparse_torch, "TABLE_BLOCK_BYTES", 7 * 27 * 4 * 4)
     for found, wanted in zip(convolve(way, features, indices), whole, strict=True):
         torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-5)
