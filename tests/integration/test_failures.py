@@ -231,6 +231,7 @@ def test_ten_random_kills_lose_nothing(sources: list[DataSource], undisturbed: s
     assert column(out, "loss") == column(undisturbed, "loss")
 
 
+@pytest.mark.slow
 def test_a_run_that_is_out_of_time_stops_and_goes_on_later(
     sources: list[DataSource], undisturbed: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
