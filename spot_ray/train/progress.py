@@ -96,11 +96,7 @@ class ProgressDisplay:
 
 def describe(figures: Figures) -> str:
     """Return the figures that matter at a glance, in one line."""
-    parts = [
-        f"{label} {figures[name]:.3f}"
-        for name, label in _AT_A_GLANCE.items()
-        if name in figures
-    ]
+    parts = [f"{label} {figures[name]:.3f}" for name, label in _AT_A_GLANCE.items() if name in figures]
     parts.append(f"{figures['samples_per_second']:.2f} samples/s")
     parts.append(f"data wait {figures['data_wait']:.0%}")
     if figures["data/skipped_total"]:
