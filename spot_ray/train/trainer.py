@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import re
 import signal
 import socket
 import threading
@@ -22,24 +21,23 @@ from ray.actor import ActorHandle
 from ray.exceptions import RayError
 from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig
-from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError, WorkerHealthCheckTimeoutError
 from ray.train.v2._internal.execution.context import get_train_context
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from spot_ray.errors import ConfigError, SpotRayError, TrainingError
+from spot_ray.errors import ConfigError, SpotRayError
 from spot_ray.operators.batch import Batch
 from spot_ray.operators.mixture import DataSource, Sources
 from spot_ray.operators.stream import stream
 from spot_ray.session import num_cores, ray_session
 from spot_ray.storage import uri as uris
 from spot_ray.storage.cache import CacheConfig
+from spot_ray.train.board import open_board
 from spot_ray.train.config import PretrainConfig
 from spot_ray.train.lease import Lease, LeaseLostError, hold
 from spot_ray.train.loop import Signal
 from spot_ray.train.metrics import StepReport
 from spot_ray.train.progress import ProgressDisplay
+from spot_ray.train.ray_failures import told
 from spot_ray.train.ray_metrics import RayMetrics
-from spot_ray.train.restarts import RestartPolicy
 from spot_ray.train.run import Resume, Run, prepare_run, write_run
 from spot_ray.train.skipped import SkippedSample
 from spot_ray.train.state import RunState
@@ -72,82 +70,11 @@ RETRIES_ON_A_CLUSTER = 3
 """Times in a row that a run goes on after losing a worker without having come to another checkpoint, where Ray was
 running before; a run on this machine alone fails."""
 
-BROKEN_EXCHANGE = ("Connection closed by peer", "Connection reset by peer", "ncclRemoteError", "ncclSystemError")
-"""What the neighbours of a lost worker say, now and then before Ray notices the loss."""
-
-MESSAGE_CHARS = 600
-"""Of what Ray says of a loss."""
-
 NumWorkers = int | tuple[int, int]
 """Workers, or the fewest and the most: then a run goes on with fewer while machines are away, and grows again."""
 
 
 _log = logging.getLogger(__name__)
-
-
-class _Board:
-    """What the workers tell the driver, and what ends a run for all of them.
-
-    Args:
-        retries: See :class:`~spot_ray.train.restarts.RestartPolicy`.
-    """
-
-    def __init__(self, retries: int) -> None:
-        self._policy = RestartPolicy(retries)
-        self._lines: list[tuple[int, Figures]] = []
-        self._skipped: list[SkippedSample] = []
-        self._notes: list[str] = []
-        self._hangs: list[str] = []
-        self._error: SpotRayError | None = None
-
-    def begin(self, step: int, num_workers: int) -> None:
-        allowed = self._policy.allows(step, num_workers=num_workers)
-        if not allowed:
-            self._error = self._error or TrainingError(
-                f"the run was begun again and again at step {step}, and came to no further checkpoint",
-                expected="fewer losses than --max-failures between two checkpoints",
-                remedy="look into the workers' logs for what ends them (out of memory?); checkpoint more often "
-                "(--train.checkpoint-every-steps); then go on with --resume",
-            )
-        else:
-            self._hangs.clear()
-
-    def post(self, step: int, figures: Figures) -> None:
-        self._lines.append((step, figures))
-
-    def leave_out(self, samples: Sequence[SkippedSample]) -> None:
-        self._skipped += samples
-
-    def note(self, text: str) -> None:
-        self._notes.append(text)
-
-    def hang(self, text: str) -> int:
-        """Take what a worker that hangs has to say; return how many have spoken since the last start."""
-        self._hangs.append(text)
-        self._notes.append(text)
-        return len(self._hangs)
-
-    def take(self) -> tuple[list[tuple[int, Figures]], list[SkippedSample], list[str]]:
-        lines, self._lines = self._lines, []
-        skipped, self._skipped = self._skipped, []
-        notes, self._notes = self._notes, []
-        return lines, skipped, notes
-
-    def fail(self, error: SpotRayError) -> None:
-        self._error = self._error or error
-
-    def error(self) -> SpotRayError | None:
-        return self._error
-
-    def hangs(self) -> list[str]:
-        return self._hangs
-
-
-def _open_board(retries: int) -> ActorHandle:
-    """Return a board on the driver's machine: one that goes with another machine would take the run along."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    board: ActorHandle = ray.remote(num_cpus=0, scheduling_strategy=here)(_Board).remote(retries)
-    return board
 
 
 @dataclass(frozen=True)
@@ -227,7 +154,7 @@ def pretrain(
             display.say(str(report))
         if max_failures is None:
             max_failures = 0 if started_here else RETRIES_ON_A_CLUSTER
-        board = _open_board(max_failures)
+        board = open_board(max_failures)
         stack.enter_context(_watching(board, lease, display, on_metrics))
         launch = Launch(deadline, cache, probe, tuple(loggers), profile_steps)
         state = _fit(_Orders(run, board, launch), num_workers=num_workers, use_gpu=gpu, max_failures=max_failures)
@@ -268,7 +195,9 @@ def _fit(orders: _Orders, *, num_workers: NumWorkers, use_gpu: bool, max_failure
     except SystemExit:
         raise KeyboardInterrupt from None  # what Ray Train's own handler of Ctrl-C leaves behind
     except ray.train.TrainingFailedError as failure:
-        raise _told(failure, orders) from None
+        error, hangs = ray.get([orders.board.error.remote(), orders.board.hangs.remote()])
+        step_timeout_s = orders.run.config.train.step_timeout_s
+        raise error or told(failure, hangs=hangs, step_timeout_s=step_timeout_s, out=orders.run.out) from None
     finally:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGINT, interrupt)  # Ray Train puts its own in place
@@ -280,62 +209,6 @@ def _fit(orders: _Orders, *, num_workers: NumWorkers, use_gpu: bool, max_failure
     if error is not None:
         raise error
     return RunState(**state)
-
-
-def _told(failure: ray.train.TrainingFailedError, orders: _Orders) -> Exception:
-    """Return what to tell the user of a run that Ray gave up: what went wrong in our code or theirs keeps its trace."""
-    error, hangs = ray.get([orders.board.error.remote(), orders.board.hangs.remote()])
-    if error is not None:
-        return error
-    remedy = f"go on with --resume, --out {orders.run.out}; on a cluster --max-failures lets a run go on by itself"
-    if hangs:
-        return TrainingError(
-            "\n".join(("the workers made no progress, and were ended", *hangs)),
-            expected=f"a step within {orders.run.config.train.step_timeout_s:g} s (train.step_timeout_s)",
-            remedy=remedy,
-        )
-    if isinstance(failure, ray.train.ControllerError):
-        return TrainingError(
-            "Ray could not start the workers",
-            where=_first_lines(failure.controller_failure),
-            expected="machines with a free CPU (or GPU) for each worker, or for the fewest of --workers FEWEST MOST",
-            remedy=remedy,
-        )
-    failures = failure.worker_failures if isinstance(failure, ray.train.WorkerGroupError) else {}
-    lost = {rank: error for rank, error in failures.items() if _is_loss(error)}
-    broken = [str(error) for error in failures.values() if any(sign in str(error) for sign in BROKEN_EXCHANGE)]
-    if not lost and not broken:
-        return failure
-    ranks = ", ".join(map(str, sorted(lost)))
-    what = f"worker {ranks} was lost" if len(lost) == 1 else f"workers {ranks} were lost"
-    return TrainingError(
-        what if lost else "a worker was lost: the exchange of another with it broke off",
-        where=_first_lines(next(iter(lost.values()))) if lost else broken[0].strip().splitlines()[-1],
-        expected="processes and machines that live; one that is killed was often out of memory",
-        remedy=remedy,
-    )
-
-
-def _is_loss(error: BaseException | None) -> bool:
-    """Tell whether an error, or what it came from, is Ray's word for a process or machine that is gone."""
-    while error is not None:
-        if isinstance(error, WorkerHealthCheckFailedError):
-            error = error.health_check_failure
-        if isinstance(error, WorkerHealthCheckTimeoutError):
-            return True
-        if isinstance(error, RayError) and not isinstance(error, ray.exceptions.RayTaskError):
-            return True
-        error = error.__cause__
-    return False
-
-
-def _first_lines(error: BaseException) -> str:
-    """Return what Ray says first: of a worker's loss which process it was, on which machine, and how it ended."""
-    if isinstance(error, WorkerHealthCheckFailedError):
-        error = error.health_check_failure
-    text = " ".join(line.strip() for line in str(error).strip().splitlines())
-    text = re.sub(r"\b(class_name|actor_id|namespace): \S+ ", "", text)  # of no use to whoever lost a worker
-    return text.partition(" Some common causes")[0][:MESSAGE_CHARS]
 
 
 def _work(options: dict[str, Any]) -> dict[str, Any]:
@@ -368,6 +241,9 @@ def _work(options: dict[str, Any]) -> dict[str, Any]:
             state = train_worker(run, batches, device=device, rank=rank, launch=orders.launch, listener=listener)
     except SpotRayError as error:
         ray.get(board.fail.remote(error))
+        raise
+    except Exception as error:
+        ray.get(board.blame.remote(f"worker {rank}: {type(error).__name__}: {error}"))
         raise
     return {**vars(state)}
 
