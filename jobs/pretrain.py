@@ -1,9 +1,9 @@
 r"""Pre-train on the cluster that this job was submitted to.
 
     ray job submit --working-dir . -- \
-        python jobs/pretrain.py spot-waymo --data s3://logs/waymo --out s3://runs/first --workers 8
+        python jobs/pretrain.py spot-waymo --data s3://logs/waymo --out s3://runs/first --workers 4:8 --auto-resume
 
-The arguments are those of `spot-ray pretrain`. A job that is submitted again with `--resume` goes on where the run
+The arguments are those of `spot-ray pretrain`. With `--auto-resume` the same job, submitted again, goes on where the run
 stopped.
 """
 
