@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import ray
@@ -29,6 +31,9 @@ def ray_cluster(faulty_store: FaultyStore) -> Iterator[None]:
         for name in ("AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3"):
             patch.delenv(name, raising=False)
         patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        # What tests share lies in this folder, and Ray's processes import the tests' modules.
+        shared = str(Path(__file__).parents[1])
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [shared, os.environ.get("PYTHONPATH")])))
         ray.init(
             "local",
             num_cpus=5,
