@@ -132,6 +132,7 @@ def once(marker: Path, due: int, deed: Callable[[], None]) -> BeforeStep:
     return before_step
 
 
+@pytest.mark.slow
 def test_a_worker_that_hangs_is_told_with_its_stack(
     sources: list[DataSource], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
