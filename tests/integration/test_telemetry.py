@@ -118,7 +118,7 @@ def test_a_broken_frame_is_left_out_counted_and_listed(one_worker: tuple[str, st
     assert column(out, "data/skipped_total") == [sum(s <= step for s in steps) for step in range(1, 7)]
     assert column(out, "samples")[-1] == 16  # planned
     last = printed.splitlines()[-2:]
-    assert last[0] == f"left out: 2 samples of 1 frame that cannot be read, see skipped.jsonl in {out}"
+    assert last[0] == f"left out: 2 samples of 1 frame, see skipped.jsonl in {out}"
     assert last[1].startswith("checkpoint: ")
 
 
