@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import torch
@@ -87,6 +87,15 @@ def greatest(value: int, *, device: torch.device | str) -> int:
     everyone = torch.tensor([value], device=device)
     dist.all_reduce(everyone, op=dist.ReduceOp.MAX)
     return int(everyone)
+
+
+def everyones(values: Sequence[str]) -> list[str]:
+    """Return what all workers have to say, one worker after the other; all ask at the same moment."""
+    if num_workers() == 1:
+        return list(values)
+    said: list[list[str]] = [[] for _ in range(num_workers())]
+    dist.all_gather_object(said, list(values))
+    return [value for each in said for value in each]
 
 
 def whole(tensor: Tensor) -> Tensor:

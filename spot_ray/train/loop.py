@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from spot_ray.errors import DataError
 from spot_ray.operators.batch import Batch
 from spot_ray.operators.feed import BatchFeed
-from spot_ray.train.distribution import greatest
+from spot_ray.train.distribution import everyones, greatest
 from spot_ray.train.learner import Learner
 from spot_ray.train.metrics import StepMeter, StepReport, StepResult
 from spot_ray.train.skipped import SkippedSample
@@ -171,15 +171,18 @@ def check_finite(result: StepResult, step: int) -> None:
         step: Which step it was, counted from 1.
 
     Raises:
-        DataError: Naming the frames of the samples whose loss is not finite, else all frames of the share.
+        DataError: Naming the frames of the samples whose loss is not finite, on any worker, else all of the share.
     """
     wrong = ~result.losses.isfinite().all(dim=1)
-    if not bool(wrong.any() | ~result.grad_norm.isfinite()):
+    if bool(result.grad_norm.isfinite() & ~wrong.any()):
         return
-    frames = [f for f, is_wrong in zip(result.frames, wrong.tolist(), strict=True) if is_wrong] or result.frames
-    what = "loss" if wrong.any() else "gradient"
+    frames = [f for f, is_wrong in zip(result.frames, wrong.tolist(), strict=True) if is_wrong]
+    if not bool(result.grad_norm.isfinite()):
+        frames = everyones(frames)  # the norm is that of all workers, so that all of them are here
+    what = "loss" if frames else "gradient"
+    frames = frames or list(result.frames)
     raise DataError(
-        f"the {what} of step {step} is not finite (losses {result.losses[:, 0].tolist()})",
+        f"the {what} of step {step} is not finite (this worker's losses: {result.losses[:, 0].tolist()})",
         where=f"frames {', '.join(frames)}",
         expected="finite numbers",
         remedy="look at these frames with `spot-ray view`; if they are sound, lower --optimiser.lr, or leave such "

@@ -15,6 +15,7 @@ import torch
 from torch import distributed as dist
 from torch import multiprocessing, nn
 
+from spot_ray.errors import DataError
 from spot_ray.models.batch_norm import SyncedBatchNorm
 from spot_ray.models.spot import OccupancyModel, build_model
 from spot_ray.operators.batch import Batch
@@ -22,6 +23,7 @@ from spot_ray.operators.pack import take
 from spot_ray.train.config import PretrainConfig
 from spot_ray.train.distribution import greatest, whole
 from spot_ray.train.learner import Learner, build_learner
+from spot_ray.train.loop import check_finite
 from spot_ray.train.tensors import collect_tensors, restore_tensors
 
 STEPS = 3
@@ -131,6 +133,16 @@ def check_batch_norm(rank: int) -> None:
     torch.testing.assert_close(own(first), reference.eval()(first))
 
 
+def check_names(rank: int, toy: ModuleType) -> None:
+    """Both workers name the frame whose loss is not finite, though only the second has it."""
+    learner = learner_of(toy, config_of(toy, micro_batch_size=1))  # batch norm would spread it over a larger one
+    batch = toy.batch_of(np.random.default_rng(0), 4)
+    batch.points[batch.point_offsets[3] + 1, 3] = np.nan
+    with pytest.raises(DataError, match="the loss of step 1 is not finite") as caught:
+        check_finite(learner.train_step(share_of(batch, rank), 0), 1)
+    assert caught.value.where == "frames sequence/0-3"
+
+
 def work(rank: int, port: int) -> None:
     torch.set_num_threads(1)
     toy = load_toy()
@@ -139,6 +151,7 @@ def work(rank: int, port: int) -> None:
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
     assert greatest(rank * 3, device="cpu") == 3
     check_batch_norm(rank)
+    check_names(rank, toy)
     for parallel in ("replicate", "shard"):
         config = config_of(toy, micro_batch_size=1, sync_batch_norm=True, parallel=parallel)
         learner = learner_of(toy, config)
