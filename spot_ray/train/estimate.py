@@ -17,8 +17,6 @@ import torch
 
 from spot_ray.errors import ConfigError
 from spot_ray.estimate import GIGABYTE, Estimate, Measurement, Requests, peak_memory, size
-from spot_ray.models.compute import prepare_for
-from spot_ray.models.sparse_choice import choose_back_end
 from spot_ray.operators.batch import Batch
 from spot_ray.operators.chain import DatasetChain, build_chain
 from spot_ray.operators.history import find_history
@@ -32,8 +30,8 @@ from spot_ray.storage.shard_cost import ShardCost, cost_of_shards, uploading
 from spot_ray.storage.shards import MOST_KEPT
 from spot_ray.train.checkpoint_folders import checkpoint_folders
 from spot_ray.train.config import PretrainConfig
-from spot_ray.train.learner import build_learner
 from spot_ray.train.run import Resume, Run, prepare_run
+from spot_ray.train.worker import learner_of
 
 SECONDS = 30.0
 """Time that measuring takes by default."""
@@ -194,22 +192,8 @@ def _read(run: Run, mixture: Mixture, share: int, seconds: float) -> tuple[list[
 
 def _train(run: Run, batches: Sequence[Batch], device: torch.device, seconds: float) -> list[float]:
     """Return the seconds a sample of a few steps after the first one, which warms up."""
-    config, compute = run.config, run.config.compute
-    torch.manual_seed(config.train.seed)
-    model = run.build_model(choose_back_end(compute.sparse, device))
-    model.to(device)
-    prepare_for(
-        model,
-        device,
-        precision=compute.precision,
-        sparse_precision=compute.sparse_precision,
-        tf32=compute.tf32,
-        channels_last=compute.channels_last,
-        compile=compute.compile,
-    )
-    learner = build_learner(
-        model, config, taxonomy=run.taxonomy, grid=config.grid, device=device, total_steps=run.total_steps
-    )
+    torch.manual_seed(run.config.train.seed)
+    learner = learner_of(run, device, with_init=False)
     taken: list[float] = []
     deadline = math.inf
     while True:

@@ -139,7 +139,7 @@ def train_worker(
     config = run.config
     saved = _newest(run, rank, listener)
     torch.manual_seed(config.train.seed)
-    learner = _build_learner(run, device, rank, fresh=saved is None)
+    learner = learner_of(run, device, rank=rank, with_init=saved is None)
     if saved is not None:
         restore_tensors(learner, saved.tensors, where=saved.uri)
     state = RunState() if saved is None else saved.state
@@ -189,14 +189,21 @@ def _newest(run: Run, rank: int, listener: Listener) -> SavedCheckpoint | None:
     return saved
 
 
-def _build_learner(run: Run, device: torch.device | str, rank: int, *, fresh: bool) -> Learner:
-    """Return the learner with the weights that the run begins with."""
+def learner_of(run: Run, device: torch.device | str, *, rank: int = 0, with_init: bool) -> Learner:
+    """Return a run's learner, computing as its config says, on every worker alike.
+
+    Args:
+        run: The run.
+        device: The training device.
+        rank: This worker.
+        with_init: Take over the weights of `--init`, if there is one.
+    """
     compute = run.config.compute
     # One worker measures for all: in the same run all of them compute alike.
     dtype = getattr(torch, compute.sparse_precision)
     chosen = first_says(choose_back_end(compute.sparse, device, dtype=dtype).name if rank == 0 else None)
     model = run.build_model(choose_back_end("spconv" if chosen == "spconv" else "torch", device))
-    if fresh:
+    if with_init:
         run.load_init(model)
     model.to(device)
     prepare_for(

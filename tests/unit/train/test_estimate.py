@@ -7,8 +7,14 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 
 from spot_ray.errors import CheckpointError, ConfigError
+from spot_ray.models import sparse_choice
+from spot_ray.models.config import ComputeConfig
+from spot_ray.models.sparse import SparseBackEnd
+from spot_ray.models.sparse_choice import preferred_back_end
+from spot_ray.models.sparse_torch import TorchBackEnd
 from spot_ray.operators.config import BalanceConfig, DataConfig
 from spot_ray.storage import uri as uris
 from spot_ray.storage.cache import CacheConfig
@@ -95,3 +101,15 @@ def test_what_keeps_a_run_from_starting_is_found(config: PretrainConfig, data: s
     labels = dataclasses.replace(config, data=dataclasses.replace(config.data, labels=None))
     with pytest.raises(ConfigError, match="no labels to learn from"):
         estimate_pretraining(labels, data=data, out=str(tmp_path / "run"))
+
+
+def test_an_estimate_computes_in_the_precision_of_the_run(
+    config: PretrainConfig, data: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def quickest(device: str, dtype: torch.dtype) -> SparseBackEnd:
+        return preferred_back_end() if dtype == torch.float32 else TorchBackEnd()
+
+    monkeypatch.setattr(sparse_choice, "_quickest", quickest)  # spconv knows no bfloat16
+    half = dataclasses.replace(config, compute=ComputeConfig(sparse_precision="bfloat16"))
+    estimate = estimate_pretraining(half, data=data, out=str(tmp_path / "run"), num_workers=1, seconds=0.5)
+    assert estimate.hours > 0
