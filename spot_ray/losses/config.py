@@ -33,3 +33,37 @@ class LossConfig:
         for name in ("lovasz_weight", "foreground_weight", "background_weight", "empty_weight"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} is {getattr(self, name)}", where=f"loss.{name}", expected="at least 0")
+
+
+@dataclass(frozen=True)
+class CenterLossConfig:
+    """The loss of the centre head: Gaussian focal loss of the heat maps and L1 of the regressions.
+
+    Args:
+        heatmap_weight: Weight of the heat maps.
+        box_weight: Weight of the regressions.
+        velocity_weight: Weight of a velocity's components within them; the others weigh 1.
+    """
+
+    heatmap_weight: float = 1.0
+    box_weight: float = 0.25
+    velocity_weight: float = 0.2
+
+
+@dataclass(frozen=True)
+class AnchorLossConfig:
+    """The loss of the anchor head: focal loss of the classes, smooth L1 of the regressions, and of the directions.
+
+    Args:
+        class_weight: Weight of the classes.
+        negative_weight: Weight, within them, of anchors that learn to be none.
+        box_weight: Weight of the regressions.
+        direction_weight: Weight of the directions.
+        velocity_weight: Weight of a velocity's components within the regressions; the others weigh 1.
+    """
+
+    class_weight: float = 1.0
+    negative_weight: float = 1.0
+    box_weight: float = 2.0
+    direction_weight: float = 0.2
+    velocity_weight: float = 0.2

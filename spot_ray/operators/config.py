@@ -124,12 +124,14 @@ class AugmentConfig:
         flip_y: Mirror x (about the y axis) in half of the samples.
         rotation_rad: (lowest, highest) rotation about z, uniform.
         scale: (lowest, highest) scale of x and y, uniform; heights stay, since the labels' layers do.
+        scale_height: Scale z and dz too, as is usual for detection; there must be no occupancy labels then.
     """
 
     flip_x: bool = True
     flip_y: bool = True
     rotation_rad: tuple[float, float] = (-0.785398163, 0.785398163)
     scale: tuple[float, float] = (0.95, 1.05)
+    scale_height: bool = False
 
     def __post_init__(self) -> None:
         """Check the ranges."""
@@ -172,6 +174,72 @@ class MergeConfig:
 
 
 @dataclass(frozen=True)
+class BoxConfig:
+    """The boxes that a sample carries.
+
+    Args:
+        classes: What a box's class is one of: `taxonomy`, the classes that points and labels have too, or `detection`,
+            those that the dataset's detection benchmark scores. A box of none of them is 255.
+        min_points: Boxes with fewer points of the sample, earlier sweeps that are merged into it included, are left
+            out: nothing can be learned of them. The count is made, not that of the source taken.
+    """
+
+    classes: Literal["taxonomy", "detection"] = "taxonomy"
+    min_points: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        if self.min_points < 0:
+            raise ConfigError(f"min_points is {self.min_points}", where="data.boxes.min_points", expected="at least 0")
+
+
+@dataclass(frozen=True)
+class GtSamplingConfig:
+    """Objects of other frames that are pasted into a sample (SECOND's ground-truth sampling).
+
+    Their database is made of the frames that the run trains on, and of no others.
+
+    Args:
+        classes: Names of the detection benchmark's classes to paste; empty: none.
+        counts: For each, how many objects of it a frame is filled up to.
+        min_points: For each, least points of an object in the database.
+        until_epoch: Epochs from this one on, counted from 0, have none; None: all have.
+    """
+
+    classes: tuple[str, ...] = ()
+    counts: tuple[int, ...] = ()
+    min_points: tuple[int, ...] = ()
+    until_epoch: int | None = None
+
+    def __post_init__(self) -> None:
+        """Check the values; names of classes are checked against the data's later."""
+        where = "data.gt_sampling"
+        if len({len(self.classes), len(self.counts), len(self.min_points)}) > 1:
+            raise ConfigError(
+                f"{len(self.classes)} classes, {len(self.counts)} counts and {len(self.min_points)} min_points",
+                where=where,
+                expected="a count and a min_points for each class",
+            )
+        if len(set(self.classes)) != len(self.classes):
+            raise ConfigError(f"the classes are {list(self.classes)}", where=where, expected="each once")
+        if min((*self.counts, *self.min_points), default=1) < 1:
+            raise ConfigError("a count or min_points is below 1", where=where, expected="at least 1")
+
+
+@dataclass(frozen=True)
+class CameraViewConfig:
+    """Points that a camera does not see are left out, for sources that annotate only what it shows, as KITTI does.
+
+    Args:
+        enabled: Whether to.
+        image_size: (width, height) in pixels, for frames whose calibration does not tell it; None: that is an error.
+    """
+
+    enabled: bool = False
+    image_size: tuple[int, int] | None = None
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """The data plane of a run.
 
@@ -191,6 +259,9 @@ class DataConfig:
             known, by the poses within the sweep or else by those of the frames around it.
         merge: Earlier sweeps that are merged into a frame.
         augment: Augmentation.
+        boxes: Boxes.
+        gt_sampling: Objects of other frames that are pasted in; it needs `boxes.classes=detection`, and no labels.
+        camera_view: Points outside a camera's view.
     """
 
     features: tuple[str, ...] = ("x", "y", "z", "intensity")
@@ -205,8 +276,23 @@ class DataConfig:
     deskew: bool = False
     merge: MergeConfig = field(default_factory=MergeConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
+    boxes: BoxConfig = field(default_factory=BoxConfig)
+    gt_sampling: GtSamplingConfig = field(default_factory=GtSamplingConfig)
+    camera_view: CameraViewConfig = field(default_factory=CameraViewConfig)
 
     def __post_init__(self) -> None:
         """Check the ranges."""
         if not 0 <= self.max_skipped <= 1:
             raise ConfigError(f"max_skipped is {self.max_skipped}", where="data.max_skipped", expected="0 to 1")
+        if self.gt_sampling.classes and (self.boxes.classes != "detection" or self.labels is not None):
+            raise ConfigError(
+                "pasted objects are not in the occupancy labels, and are of the detection benchmark's classes",
+                where="data.gt_sampling.classes",
+                expected="none, or data.boxes.classes=detection and no data.labels",
+            )
+        if self.augment.scale_height and self.labels is not None:
+            raise ConfigError(
+                "the occupancy labels' layers cannot be scaled",
+                where="data.augment.scale_height",
+                expected="off, or no data.labels",
+            )

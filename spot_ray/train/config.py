@@ -132,30 +132,22 @@ class ProbeConfig:
 
 
 @dataclass(frozen=True)
-class PretrainConfig:
-    """A whole pre-training run.
+class RunConfig:
+    """What every run has, whatever it learns.
 
     Args:
         recipe: Name of the recipe that it came from.
-        grid: The voxels that the decoder predicts; the labels are made on this grid or on a larger one around it.
         data: The data plane.
-        model: The network.
-        loss: The loss.
         optimiser: The optimiser.
         train: The run.
         compute: How the network is computed.
-        probe: What tells which checkpoint transfers.
     """
 
     recipe: str
-    grid: VoxelGrid = field(default_factory=VoxelGrid)
     data: DataConfig = field(default_factory=DataConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    loss: LossConfig = field(default_factory=LossConfig)
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     compute: ComputeConfig = field(default_factory=ComputeConfig)
-    probe: ProbeConfig = field(default_factory=ProbeConfig)
 
     def __post_init__(self) -> None:
         """Check what no section can check alone."""
@@ -165,3 +157,20 @@ class PretrainConfig:
                 where="train.parallel and compute.sparse_precision",
                 expected="replicate, or another precision of the sparse convolutions (bfloat16, float32)",
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig(RunConfig):
+    """A whole pre-training run.
+
+    Args:
+        grid: The voxels that the decoder predicts; the labels are made on this grid or on a larger one around it.
+        model: The network.
+        loss: The loss.
+        probe: What tells which checkpoint transfers.
+    """
+
+    grid: VoxelGrid = field(default_factory=VoxelGrid)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    probe: ProbeConfig = field(default_factory=ProbeConfig)

@@ -1,0 +1,91 @@
+"""What a detection benchmark is: its classes, its files, its score.
+
+Truth and predictions are each benchmark's own types: arrays in its own frame and units, so that what its official code
+computes is computed of the same numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
+
+from spot_ray.schema.detections import Detections
+from spot_ray.storage.dataset import Dataset
+
+Truth = TypeVar("Truth")
+Predictions = TypeVar("Predictions")
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a metric says.
+
+    Args:
+        metric: Name of the benchmark.
+        figures: Every figure by its name, such as `mAP` or `AP_R40/3d/Car/moderate`; 0 to 1 unless the name tells a
+            unit. What there is no truth for is left out.
+        headline: Name of the figure that the benchmark ranks by.
+        table: The figures for people.
+    """
+
+    metric: str
+    figures: dict[str, float]
+    headline: str
+    table: str
+
+    def __str__(self) -> str:
+        """Return the table."""
+        return self.table
+
+
+class Benchmark(Protocol[Truth, Predictions]):
+    """A detection benchmark."""
+
+    name: str
+    class_names: tuple[str, ...]
+    """The classes of its submissions, in its order; a dataset's `detection_classes` are some of them."""
+
+    def official_truth(self, folder: str, *, split: str | None = None) -> Truth:
+        """Read the ground truth of the benchmark's own folder or file, a path or a URI.
+
+        Args:
+            folder: Where it is.
+            split: Which official split; None: the only one, or all.
+
+        Raises:
+            DataError: Naming file and row, if it is missing or broken.
+        """
+
+    def dataset_truth(self, dataset: Dataset, frames: Sequence[int]) -> Truth:
+        """Return the ground truth of frames of a converted dataset.
+
+        Raises:
+            DataError: If a frame lacks what the benchmark needs.
+        """
+
+    def from_detections(self, dataset: Dataset, frames: Sequence[int], detections: Sequence[Detections]) -> Predictions:
+        """Return what a detector found, in ego frames, as predictions in the benchmark's frame.
+
+        Args:
+            dataset: The dataset.
+            frames: Indices of its frames.
+            detections: What was found in each.
+        """
+
+    def read(self, uri: str) -> Predictions:
+        """Read predictions in the benchmark's submission format.
+
+        Raises:
+            DataError: Naming file and row, if they are broken: NaN, a negative size, an unknown class, too many boxes.
+        """
+
+    def write(self, predictions: Predictions, uri: str) -> None:
+        """Write predictions in the benchmark's submission format."""
+
+    def score(self, truth: Truth, predictions: Predictions) -> Scores:
+        """Score predictions.
+
+        Raises:
+            DataError: If they are for frames that the truth does not have, or frames are missing.
+        """

@@ -1,0 +1,64 @@
+"""A whole fine-tuning run of a detector: what a recipe returns, the command line overrides and a checkpoint keeps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from spot_ray.errors import ConfigError
+from spot_ray.losses.config import AnchorLossConfig, CenterLossConfig
+from spot_ray.models.detection.config import CenterHeadConfig, DetectorConfig
+from spot_ray.train.config import RunConfig
+
+
+@dataclass(frozen=True)
+class TransferConfig:
+    """How the encoders that a checkpoint gives are fine-tuned.
+
+    Args:
+        lr_factor: Their learning rate over that of the head.
+        freeze: What does not learn, batch norm's statistics included: nothing, the 3D `encoder`, or both `encoders`.
+    """
+
+    lr_factor: float = 1.0
+    freeze: Literal["nothing", "encoder", "encoders"] = "nothing"
+
+    def __post_init__(self) -> None:
+        """Check the range."""
+        if not 0 < self.lr_factor <= 100:
+            raise ConfigError(
+                f"lr_factor is {self.lr_factor}", where="transfer.lr_factor", expected="over 0; to freeze, use freeze"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectionConfig(RunConfig):
+    """A whole fine-tuning run of a detector.
+
+    Args:
+        benchmark: The metric that it is scored by: a name of `spot-ray score --metric`.
+        model: The detector.
+        loss: The loss of its head.
+        transfer: How the encoders are fine-tuned.
+    """
+
+    benchmark: str
+    model: DetectorConfig
+    loss: CenterLossConfig | AnchorLossConfig
+    transfer: TransferConfig = field(default_factory=TransferConfig)
+
+    def __post_init__(self) -> None:
+        """Check what no section can check alone."""
+        RunConfig.__post_init__(self)
+        if isinstance(self.model.head, CenterHeadConfig) != isinstance(self.loss, CenterLossConfig):
+            raise ConfigError(
+                f"the loss {type(self.loss).__name__} is not that of the head {type(self.model.head).__name__}",
+                where="loss",
+                expected="CenterLossConfig with a CenterHeadConfig, AnchorLossConfig with an AnchorHeadConfig",
+            )
+        if self.data.labels is not None or self.data.boxes.classes != "detection":
+            raise ConfigError(
+                "a detector learns from the boxes of the benchmark's classes, not from occupancy",
+                where="data",
+                expected="labels=None and boxes.classes=detection",
+            )
