@@ -32,8 +32,9 @@ from torch import distributed as dist
 from torch import multiprocessing
 from train_step_batches import SEED, batches_of
 
+from spot_ray.models.backbone import count_parameters
 from spot_ray.models.config import ComputeConfig
-from spot_ray.models.spot import build_model, count_parameters
+from spot_ray.models.spot import build_model
 from spot_ray.operators.batch import Batch
 from spot_ray.operators.pack import take
 from spot_ray.recipes.pretraining import pretraining_recipe

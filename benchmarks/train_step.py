@@ -42,12 +42,13 @@ from train_step_batches import SEED, batches_of
 from train_step_peer import Peer, load
 
 from spot_ray.errors import SpotRayError
+from spot_ray.models.backbone import count_parameters
 from spot_ray.models.compute import prepare_for
 from spot_ray.models.config import ComputeConfig
 from spot_ray.models.flops import count_flops
 from spot_ray.models.sparse import SparseBackEnd
 from spot_ray.models.sparse_choice import choose_back_end, preferred_back_end
-from spot_ray.models.spot import OccupancyModel, build_model, count_parameters
+from spot_ray.models.spot import OccupancyModel, build_model
 from spot_ray.operators.batch import Batch
 from spot_ray.recipes.pretraining import pretraining_recipe
 from spot_ray.schema.taxonomy import PAPER_TAXONOMY

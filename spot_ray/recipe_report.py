@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 import torch
 
+from spot_ray.models.backbone import count_parameters
 from spot_ray.models.encoder import bev_shape
 from spot_ray.models.flops import count_flops
-from spot_ray.models.spot import build_model, count_parameters
+from spot_ray.models.spot import build_model
 from spot_ray.recipes.pretraining import pretraining_recipe
 from spot_ray.schema.taxonomy import PAPER_TAXONOMY
 from spot_ray.synthetic.world import World

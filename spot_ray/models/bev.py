@@ -3,11 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from spot_ray.models.encoder import BATCH_NORM_EPS, BATCH_NORM_MOMENTUM
+
+
+@dataclass(frozen=True)
+class BevMap:
+    """Where the cells of a (..., y, x) map lie, in metres.
+
+    Args:
+        lower_m: (x, y) of the lower corner of cell [0, 0].
+        cell_m: Edge lengths (x, y) of a cell.
+        shape: Number of cells (ny, nx).
+    """
+
+    lower_m: tuple[float, float]
+    cell_m: tuple[float, float]
+    shape: tuple[int, int]
+
+    def same_as(self, other: BevMap) -> bool:
+        """Tell whether the cells coincide, to a millionth of a metre."""
+        mine, others = (*self.lower_m, *self.cell_m), (*other.lower_m, *other.cell_m)
+        return self.shape == other.shape and all(abs(a - b) < 1e-6 for a, b in zip(mine, others, strict=True))
 
 
 class BevEncoder(nn.Module):

@@ -7,14 +7,14 @@ from typing import Literal
 import torch
 
 from spot_ray.errors import ConfigError
+from spot_ray.models.backbone import BevNetwork
 from spot_ray.models.sparse import check_dtype
-from spot_ray.models.spot import OccupancyModel
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def prepare_for(
-    model: OccupancyModel,
+    model: BevNetwork,
     device: torch.device | str,
     *,
     precision: Literal["auto", "float32", "bfloat16"],
@@ -36,7 +36,7 @@ def prepare_for(
             :meth:`~spot_ray.models.encoder.SparseEncoder.compute_in`.
         tf32: Let products of float32 numbers on a GPU round them to 10 bits; this holds for the whole process.
         channels_last: Lay out the dense feature maps, and the weights of their convolutions, channel by channel of a
-            cell. The head keeps its layout: it follows its input, whose last step is a sampling that does not gain.
+            cell.
         compile: Compile the dense 2D parts.
 
     Raises:
@@ -58,10 +58,10 @@ def prepare_for(
     model.encoder.compute_in(sparse_dtype)
     if channels_last == "on" or (channels_last == "auto" and device.type == "cuda"):
         model.encoder.bev_format = torch.channels_last
-        for part in (model.bev, model.decoder.upsample):
+        for part in model.dense_parts:
             for parameter in part.parameters():
                 if parameter.dim() == 4:
                     parameter.data = parameter.data.to(memory_format=torch.channels_last)
     if compile:
-        model.bev.compile()
-        model.decoder.upsample.compile()
+        for part in model.dense_parts:
+            part.compile()

@@ -7,33 +7,12 @@ its own grid and the features are sampled at the places that its cells have in t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from spot_ray.models.bev import conv_norm_relu
-
-
-@dataclass(frozen=True)
-class BevMap:
-    """Where the cells of a (..., y, x) map lie, in metres.
-
-    Args:
-        lower_m: (x, y) of the lower corner of cell [0, 0].
-        cell_m: Edge lengths (x, y) of a cell.
-        shape: Number of cells (ny, nx).
-    """
-
-    lower_m: tuple[float, float]
-    cell_m: tuple[float, float]
-    shape: tuple[int, int]
-
-    def same_as(self, other: BevMap) -> bool:
-        """Tell whether the cells coincide, to a millionth of a metre."""
-        mine, others = (*self.lower_m, *self.cell_m), (*other.lower_m, *other.cell_m)
-        return self.shape == other.shape and all(abs(a - b) < 1e-6 for a, b in zip(mine, others, strict=True))
+from spot_ray.models.bev import BevMap, conv_norm_relu
 
 
 class OccupancyDecoder(nn.Module):
@@ -74,7 +53,7 @@ class OccupancyDecoder(nn.Module):
         self.upsample = nn.Sequential(*layers)
         self.head = nn.Conv2d(before, num_outputs * num_z, 1)
 
-    def forward(self, bev: Tensor, network_from_label: Tensor | None) -> Tensor:
+    def forward(self, bev: Tensor, network_from_label: Tensor | None = None) -> Tensor:
         """Predict every label voxel.
 
         Args:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from spot_ray.models.backbone import BevNetwork
 from spot_ray.models.encoder import SparseEncoder, strided_convs
 from spot_ray.models.sparse_torch import count_pairs
-from spot_ray.models.spot import OccupancyModel
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Flops:
     Args:
         sparse: Of the 3D encoder.
         bev: Of the 2D encoder.
-        decoder: Of the occupancy decoder.
+        decoder: Of what comes then: the occupancy decoder, or the head of a detector.
     """
 
     sparse: int
@@ -40,7 +40,7 @@ class Flops:
 
 
 @torch.no_grad()
-def count_flops(model: OccupancyModel, points: Tensor, point_offsets: Tensor) -> Flops:
+def count_flops(model: BevNetwork, points: Tensor, point_offsets: Tensor) -> Flops:
     """Count the operations of a batch without computing it.
 
     A sparse convolution counts one multiply-add a pair of sites that the kernel joins, an input and an output channel:
@@ -58,7 +58,7 @@ def count_flops(model: OccupancyModel, points: Tensor, point_offsets: Tensor) ->
     sparse, sites = _sparse(model.encoder, model.voxels(points, point_offsets).indices, batch_size)
     folded = torch.empty(batch_size, model.encoder.bev_channels, *sites, device="meta")
     bev, features = _dense(model.bev, folded)
-    decoder, _ = _dense(model.decoder, features, None)
+    decoder, _ = _dense(model.tail, features)
     return Flops(sparse, bev, decoder)
 
 
@@ -91,10 +91,10 @@ def _channel_pairs(weight: Tensor) -> int:
     return weight.shape[0] * weight.shape[-1]
 
 
-def _dense(module: nn.Module, *inputs: Tensor | None) -> tuple[int, Tensor]:
-    """Return a module's operations on inputs without memory, and its output."""
+def _dense(module: nn.Module, features: Tensor) -> tuple[int, Tensor]:
+    """Return a module's operations on features without memory, and its output."""
     bare = copy.deepcopy(module).to("meta").eval()
     with FlopCounterMode(display=False) as counter:
-        output: Tensor = bare(*inputs)
+        output: Tensor = bare(features)
     # Not all that it counted: where the label's cells lie takes a product of small matrices.
     return counter.get_flop_counts()["Global"].get(torch.ops.aten.convolution, 0), output

@@ -6,13 +6,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from spot_ray.models.backbone import BevNetwork
 from spot_ray.models.config import VoxelConfig
 from spot_ray.models.sparse import SparseTensor
-from spot_ray.models.spot import OccupancyModel
 
 
 def encode_points(
-    model: OccupancyModel, points: Tensor, point_offsets: Tensor, chosen: Tensor, *, voxel: VoxelConfig
+    model: BevNetwork, points: Tensor, point_offsets: Tensor, chosen: Tensor, *, voxel: VoxelConfig
 ) -> Tensor:
     """Return the features of some points of a batch.
 

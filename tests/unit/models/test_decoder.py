@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 
-from spot_ray.models.decoder import BevMap, OccupancyDecoder, sampling_grid
+from spot_ray.models.bev import BevMap
+from spot_ray.models.decoder import OccupancyDecoder, sampling_grid
 
 MAP = BevMap((-4.0, -4.0), (1.0, 1.0), (8, 8))
 

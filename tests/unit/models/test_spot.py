@@ -8,9 +8,10 @@ import torch
 
 from spot_ray.errors import ConfigError, DataError
 from spot_ray.geometry.grid import VoxelGrid
+from spot_ray.models.backbone import count_parameters
 from spot_ray.models.config import BevConfig, DecoderConfig, EncoderConfig, ModelConfig, VoxelConfig
 from spot_ray.models.encoder import bev_shape, sees_whole_height
-from spot_ray.models.spot import OccupancyModel, build_model, count_parameters
+from spot_ray.models.spot import OccupancyModel, build_model
 
 GRID = VoxelGrid((-3.2, -3.2, -2.2), (0.4, 0.4, 0.4), (16, 16, 16))
 CONFIG = ModelConfig(

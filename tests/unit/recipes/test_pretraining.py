@@ -4,7 +4,8 @@ import pytest
 
 from spot_ray.config.load import from_json, to_json
 from spot_ray.errors import ConfigError
-from spot_ray.models.spot import build_model, count_parameters
+from spot_ray.models.backbone import count_parameters
+from spot_ray.models.spot import build_model
 from spot_ray.recipes.pretraining import RECIPES, pretraining_recipe
 from spot_ray.schema.lidars import LIDARS
 from spot_ray.train.config import PretrainConfig
