@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
+from matplotlib.artist import Artist
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch
+from matplotlib.patches import Polygon
 
 WIDTH_PX = 1800
 DPI = 100
@@ -36,7 +37,12 @@ def legend_columns(num_entries: int, width_px: int) -> int:
     return max(1, min(num_entries, width_px // LEGEND_COLUMN_PX))
 
 
-def add_legend(figure: Figure, entries: Sequence[Patch], *, num_columns: int, height_px: int) -> None:
+def ego_marker() -> Polygon:
+    """Return the ego vehicle as an arrow head, for axes in metres: y to the left as abscissa, x forward as ordinate."""
+    return Polygon([(0.0, 3.2), (1.8, -2.2), (0.0, -1.0), (-1.8, -2.2)], facecolor=INK, edgecolor="white", lw=1)
+
+
+def add_legend(figure: Figure, entries: Sequence[Artist], *, num_columns: int, height_px: int) -> None:
     """Draw a legend at the lower edge, if there are entries.
 
     Args:

@@ -19,11 +19,22 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
 from matplotlib.colors import ListedColormap, Normalize
 from matplotlib.figure import Figure
-from matplotlib.patches import Patch, Polygon
+from matplotlib.patches import Patch
 
 from spot_ray.geometry.grid import VoxelGrid
 from spot_ray.schema.taxonomy import EMPTY, IGNORE
-from spot_ray.view.figure import DPI, INK, LEGEND_ROW_PX, PALE, WIDTH_PX, add_legend, legend_columns, save_png
+from spot_ray.view.figure import (
+    DPI,
+    INK,
+    LEGEND_ROW_PX,
+    PALE,
+    WIDTH_PX,
+    add_legend,
+    ego_marker,
+    legend_columns,
+    save_png,
+)
+from spot_ray.view.footprint import footprint_lines
 from spot_ray.view.from_above import (
     UNOBSERVED_COLOR,
     observed_image,
@@ -189,7 +200,7 @@ def _show(ax: Axes, image: npt.NDArray[np.uint8], grid: VoxelGrid, title: str) -
     # Cells of two pixels and more stay sharp; smaller ones would come out unevenly wide.
     interpolation = "nearest" if scale >= 2 else "antialiased"
     ax.imshow(upright(image), extent=(y1, y0, x0, x1), origin="upper", aspect="auto", interpolation=interpolation)
-    ax.add_patch(Polygon([(0.0, 3.2), (1.8, -2.2), (0.0, -1.0), (-1.8, -2.2)], facecolor=INK, edgecolor="white", lw=1))
+    ax.add_patch(ego_marker())
     ax.set_xlim(y1, y0)
     ax.set_ylim(x0, x1)
     ax.set_title(title, fontsize=14, color=INK, pad=9)
@@ -201,13 +212,7 @@ def _show(ax: Axes, image: npt.NDArray[np.uint8], grid: VoxelGrid, title: str) -
 
 def _outline(ax: Axes, boxes: npt.NDArray[np.floating]) -> None:
     """Draw the footprints of boxes, each with a stroke from its centre to its front."""
-    corners = np.array([[0.5, 0.5], [0.5, -0.5], [-0.5, -0.5], [-0.5, 0.5], [0.5, 0.5]])
-    front = np.array([[0.0, 0.0], [0.5, 0.0]])
-    lines = []
-    for x, y, _, dx, dy, _, yaw in boxes.astype(np.float64):
-        turn = np.array([[np.cos(yaw), np.sin(yaw)], [-np.sin(yaw), np.cos(yaw)]])
-        lines += [(shape * (dx, dy) @ turn + (x, y))[:, ::-1] for shape in (corners, front)]
-    ax.add_collection(LineCollection(lines, colors="#d6336c", linewidths=1.0), autolim=False)
+    ax.add_collection(LineCollection(footprint_lines(boxes), colors="#d6336c", linewidths=1.0), autolim=False)
 
 
 def _height_bar(ax: Axes) -> None:
