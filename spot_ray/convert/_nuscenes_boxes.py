@@ -7,9 +7,10 @@ import dataclasses
 import numpy as np
 import numpy.typing as npt
 
-from spot_ray.convert._nuscenes_index import VELOCITY_MAX_GAP_S, Annotations
+from spot_ray.convert._nuscenes_index import Annotations
 from spot_ray.convert._nuscenes_tables import Float
 from spot_ray.geometry import se3
+from spot_ray.schema.nuscenes import VELOCITY_MAX_GAP_S
 from spot_ray.schema.sweep import Boxes
 
 

@@ -15,10 +15,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from spot_ray.convert._nuscenes_tables import Float, Poses, Row, Tables
+from spot_ray.schema.nuscenes import VELOCITY_MAX_GAP_S
 
 CHANNEL = "LIDAR_TOP"
-VELOCITY_MAX_GAP_S = 1.5
-"""Longest time between two annotations that still give a velocity; the devkit's `box_velocity` has the same."""
 
 
 @dataclass(frozen=True, eq=False)

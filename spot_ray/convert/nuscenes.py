@@ -23,9 +23,8 @@ import numpy as np
 import numpy.typing as npt
 
 from spot_ray.convert._nuscenes_boxes import boxes_at, boxes_between
-from spot_ray.convert._nuscenes_classes import BIKE_RACK, read_categories
+from spot_ray.convert._nuscenes_classes import read_categories
 from spot_ray.convert._nuscenes_index import CHANNEL, Index, read_index
-from spot_ray.convert._nuscenes_splits import split_of
 from spot_ray.convert._nuscenes_tables import Float, Tables, as_transform, find_version
 from spot_ray.convert.files import hashed_reading, inside, read_labels, read_points, record
 from spot_ray.convert.source import BadFrame, one_of, read_frames
@@ -33,6 +32,8 @@ from spot_ray.errors import DataError
 from spot_ray.geometry import se3
 from spot_ray.schema.dataset import DatasetInfo
 from spot_ray.schema.lidars import HDL_32E
+from spot_ray.schema.nuscenes import BIKE_RACK
+from spot_ray.schema.nuscenes_splits import split_of
 from spot_ray.schema.sensors import as_matrix
 from spot_ray.schema.sweep import Boxes, Sweep
 from spot_ray.schema.taxonomy import Taxonomy

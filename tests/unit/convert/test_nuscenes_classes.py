@@ -7,9 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from spot_ray.convert._nuscenes_classes import CATEGORIES, DETECTION_CLASSES, SEGMENTATION_CLASSES, UNLABELLED_CLASSES
-from spot_ray.convert._nuscenes_splits import MINI_SPLITS, SPLITS, split_of
+from spot_ray.convert._nuscenes_classes import SEGMENTATION_CLASSES, UNLABELLED_CLASSES
 from spot_ray.convert.nuscenes import open_source
+from spot_ray.schema.nuscenes import CATEGORIES, DETECTION_CLASSES
+from spot_ray.schema.nuscenes_splits import MINI_SPLITS, SPLITS, split_of
 from spot_ray.schema.taxonomy import PAPER_CLASSES, Task, Taxonomy
 
 DETECTED = {
