@@ -362,18 +362,31 @@ def _add_network_verbs(verb: _Verb) -> None:
     sub = verb(
         "view",
         commands.view,
-        "Draw a frame: sweep, predicted occupancy and label from above, or voxels in three dimensions; or tell in "
-        "figures what labels hold.",
+        "Draw a frame: sweep, predicted occupancy and label from above, voxels in three dimensions, or detected boxes "
+        "beside the true ones; or tell in figures what labels hold.",
     )
     what = sub.add_mutually_exclusive_group()
     what.add_argument("--occupancy", action="store_true", help="draw the voxels in three dimensions")
+    what.add_argument(
+        "--detections", action="store_true", help="draw true boxes green, and those that --checkpoint detects red"
+    )
     what.add_argument("--report", action="store_true", help="print what the labels of each sequence hold instead")
     sub.add_argument("--checkpoint", metavar="DIR", help="predict with this checkpoint (default: no prediction)")
     sub.add_argument("--data", required=True, metavar="URI", help="the dataset")
-    sub.add_argument("--frame", metavar="SEQUENCE/FRAME", help="the frame to draw")
+    sub.add_argument(
+        "--frame", metavar="SEQUENCE/FRAME", nargs="+", help="the frame to draw; with --detections: up to nine"
+    )
     sub.add_argument("--labels", default="default", help="label set (default: default)")
     sub.add_argument("--out", metavar="FILE.png", help="the picture to write")
-    sub.add_argument("--reach", type=_metres, metavar="M", help="with --occupancy: how far it goes (default: 40)")
+    sub.add_argument(
+        "--reach",
+        type=_metres,
+        metavar="M",
+        help="how far it goes; with --occupancy (default: 40) or --detections (default: 50)",
+    )
+    sub.add_argument(
+        "--min-score", type=_score, metavar="P", help="with --detections: least score that is drawn (default: 0.3)"
+    )
     sub.add_argument("--boxes", action="store_true", help="with --occupancy: draw the frame's boxes too")
     sub.add_argument("--unobserved", action="store_true", help="with --occupancy: columns that nothing observed, grey")
     sub.add_argument(
@@ -459,6 +472,16 @@ def _count(text: str) -> int:
     value = int(text) if text.isdigit() else 0
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return value
+
+
+def _score(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no score of 0 to 1")
     return value
 
 

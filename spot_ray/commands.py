@@ -449,6 +449,7 @@ def compare(options: argparse.Namespace, _: list[str]) -> None:
 _VIEW_FLAGS = {
     "": {"frame", "out", "checkpoint"},
     "--occupancy": {"frame", "out", "checkpoint", "reach", "boxes", "unobserved", "rerun", "sequence"},
+    "--detections": {"frame", "out", "checkpoint", "reach", "min_score"},
     "--report": {"sequence", "frames", "json"},
 }
 """What each way to look takes beside the dataset and its labels."""
@@ -456,13 +457,14 @@ _VIEW_FLAGS = {
 
 def view(options: argparse.Namespace, _: list[str]) -> None:
     """Draw a frame, record frames, or tell what labels hold."""
-    way = "--occupancy" if options.occupancy else "--report" if options.report else ""
+    way = next((f"--{way}" for way in ("occupancy", "detections", "report") if getattr(options, way)), "")
     for flag in sorted(set().union(*_VIEW_FLAGS.values()) - _VIEW_FLAGS[way]):
         value = getattr(options, flag)
         if value is not None and value is not False:
             others = " or ".join(other for other in _VIEW_FLAGS if flag in _VIEW_FLAGS[other] and other)
+            name = f"--{flag.replace('_', '-')}"
             raise ConfigError(
-                f"--{flag} does not go with {way}" if way else f"--{flag} is without {others}",
+                f"{name} does not go with {way}" if way else f"{name} is without {others}",
                 where="spot-ray view",
                 remedy="see spot-ray view --help",
             )
@@ -470,13 +472,26 @@ def view(options: argparse.Namespace, _: list[str]) -> None:
         _report_labels(options)
     elif options.occupancy:
         _view_voxels(options)
+    elif options.detections:
+        from spot_ray.finetune.picture import draw_detected
+
+        out = _given(options, "out", "FILE.png")
+        draw_detected(
+            out,
+            data=options.data,
+            frames=_given(options, "frame", "SEQUENCE/FRAME"),
+            checkpoint=options.checkpoint,
+            min_score=0.3 if options.min_score is None else options.min_score,
+            reach_m=options.reach or 50.0,
+        )
+        say(f"picture: {out}")
     else:
         from spot_ray.train.picture import draw_frame
 
         draw_frame(
             _given(options, "out", "FILE.png"),
             data=options.data,
-            frame=_given(options, "frame", "SEQUENCE/FRAME"),
+            frame=_one_frame(options),
             checkpoint=options.checkpoint,
             labels=options.labels,
         )
@@ -499,7 +514,7 @@ def _view_voxels(options: argparse.Namespace) -> None:
         draw_voxels(
             _given(options, "out", "FILE.png"),
             data=options.data,
-            frame=_given(options, "frame", "SEQUENCE/FRAME"),
+            frame=_one_frame(options),
             checkpoint=options.checkpoint,
             labels=options.labels,
             reach_m=options.reach or 40.0,
@@ -513,8 +528,7 @@ def _view_voxels(options: argparse.Namespace) -> None:
         if options.sequence is not None:
             record_sequence(options.rerun, data=options.data, sequence=options.sequence, labels=options.labels)
         else:
-            frame = _given(options, "frame", "SEQUENCE/FRAME")
-            record_frame(options.rerun, data=options.data, frame=frame, labels=options.labels)
+            record_frame(options.rerun, data=options.data, frame=_one_frame(options), labels=options.labels)
         say(f"recording: {options.rerun}  (rerun {options.rerun} shows it)")
 
 
@@ -534,11 +548,21 @@ def _report_labels(options: argparse.Namespace) -> None:
     say(render(report))
 
 
-def _given(options: argparse.Namespace, flag: str, value: str) -> str:
-    text: str | None = getattr(options, flag)
-    if text is None:
+def _one_frame(options: argparse.Namespace) -> str:
+    frames = _given(options, "frame", "SEQUENCE/FRAME")
+    if len(frames) > 1:
+        raise ConfigError(
+            f"{len(frames)} frames are named", where="spot-ray view --frame", expected="one; more with --detections"
+        )
+    frame: str = frames[0]
+    return frame
+
+
+def _given(options: argparse.Namespace, flag: str, value: str) -> Any:
+    given = getattr(options, flag)
+    if given is None:
         raise ConfigError(f"--{flag} is missing", where=f"spot-ray {options.verb}", expected=f"--{flag} {value}")
-    return text
+    return given
 
 
 def export(options: argparse.Namespace, _: list[str]) -> None:
