@@ -1,0 +1,262 @@
+"""The anchor head (SECOND, Sensors 18(10), 2018): at every cell, each anchor's classes, box and direction."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from spot_ray.errors import ConfigError
+from spot_ray.models.bev import conv_norm_relu
+from spot_ray.models.detection.anchor_coder import decode_boxes
+from spot_ray.models.detection.anchor_targets import AnchorTargets, assign_targets
+from spot_ray.models.detection.anchors import YAWS, AnchorGrid
+from spot_ray.models.detection.boxes import BoxTruth, FoundBoxes
+from spot_ray.models.detection.config import AnchorConfig, DecodeConfig
+from spot_ray.models.detection.head import DetectionHead, HeadOutputs
+from spot_ray.models.detection.nms import nms
+
+_PRIOR = 0.01
+"""Score of every anchor and class before training, so that the many that are none cost little at first."""
+_REGRESSED = {"place": 2, "height": 1, "size": 3, "yaw": 1}
+"""Residuals of a box, in order, as branches of a group regress them."""
+
+
+class AnchorHead(DetectionHead):
+    """The anchor head with one group (OpenPCDet's `AnchorHeadSingle`) or several (`AnchorHeadMulti`).
+
+    An anchor is scored for each class of its group, and learns boxes of its own class. Classes, anchors (see
+    :class:`~spot_ray.models.detection.anchors.AnchorGrid`) and channels are in the order of the groups, so that
+    outputs of all groups lie end to end:
+
+    - `class`: (B, K, ny, nx) logits; of a group, first those of its first anchor for each of its classes, and so on.
+    - `box`: (B, 2 N, 7, ny, nx) residuals, or with velocities (B, 2 N, 9, ny, nx).
+    - `direction`: (B, 2 N, 2, ny, nx) logits.
+
+    The public multi-head configuration regresses the sine and cosine of yaw in place of a direction; this head learns
+    directions with any number of groups.
+
+    Args:
+        in_channels: Channels of the bird's-eye-view features.
+        groups: The class names of each group.
+        anchors: One each class, in any order.
+        shared_channels: Channels of a 3 × 3 convolution that all groups share, and of those that follow it, one each
+            group and kind of output; 0: the outputs are linear in the features.
+        velocity: Also regress velocities.
+        decode: From outputs to boxes.
+        lower_m: (x, y) of the lower corner of the features' cell [0, 0], metres.
+        cell_m: Edge lengths (x, y) of a cell, metres.
+        map_shape: Number of cells (ny, nx).
+        range_m: `[x, y, z]` lower and upper: boxes whose centre lies outside are not returned. The public head returns
+            them, although nothing of their surroundings is seen.
+
+    Raises:
+        ConfigError: If a class has no anchor or two, an anchor has no class, or an anchor's numbers are out of range.
+    """
+
+    anchor_of_channel: Tensor
+    """(K,) int64 anchor that a channel of `class` scores."""
+    channel_of_anchor: Tensor
+    """(2 N,) int64 channel of `class` that scores an anchor for its own class."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        *,
+        groups: tuple[tuple[str, ...], ...],
+        anchors: tuple[AnchorConfig, ...],
+        shared_channels: int,
+        velocity: bool,
+        decode: DecodeConfig,
+        lower_m: tuple[float, float],
+        cell_m: tuple[float, float],
+        map_shape: tuple[int, int],
+        range_m: tuple[float, float, float, float, float, float],
+    ) -> None:
+        super().__init__()
+        self.class_names = tuple(name for group in groups for name in group)
+        self.velocity = velocity
+        self._decode = decode
+        self._groups = _group_spans([len(group) for group in groups])
+        self.grid = AnchorGrid(
+            _in_order_of(self.class_names, anchors), lower_m=lower_m, cell_m=cell_m, map_shape=map_shape
+        )
+        anchor_of_channel, channel_of_anchor = _channels(self._groups)
+        self.register_buffer("anchor_of_channel", torch.tensor(anchor_of_channel), persistent=False)
+        self.register_buffer("channel_of_anchor", torch.tensor(channel_of_anchor), persistent=False)
+        self.register_buffer("_range_m", torch.tensor(range_m, dtype=torch.float32).view(2, 3), persistent=False)
+
+        regressed = _REGRESSED | {"velocity": 2} if velocity else _REGRESSED
+        if shared_channels:
+            shared = nn.Conv2d(in_channels, shared_channels, 3, padding=1, bias=False)
+            self.shared: nn.Module = conv_norm_relu(shared, shared_channels)
+            self.outputs = nn.ModuleList(
+                _Branches(shared_channels, len(group.anchors), len(group.classes), regressed) for group in self._groups
+            )
+        else:
+            self.shared = nn.Identity()
+            # Outputs that are linear in the features are those of one group, however many there are.
+            self.outputs = nn.ModuleList(
+                [_Linear(in_channels, len(channel_of_anchor), len(anchor_of_channel), sum(regressed.values()))]
+            )
+
+    def forward(self, bev: Tensor) -> HeadOutputs:
+        """Return the outputs of (B, C, ny, nx) features, float32."""
+        features = self.shared(bev)
+        outputs = [output(features) for output in self.outputs]
+        return {
+            name: torch.cat(maps, dim=1).to(torch.float32, memory_format=torch.contiguous_format)
+            for name, maps in zip(("class", "box", "direction"), zip(*outputs, strict=True), strict=True)
+        }
+
+    @torch.no_grad()
+    def targets(self, truth: BoxTruth) -> AnchorTargets:
+        """Return what the anchors learn of the boxes, which are on the head's device."""
+        return assign_targets(self.grid, truth, velocity=self.velocity)
+
+    @torch.no_grad()
+    def decode(self, outputs: HeadOutputs) -> list[FoundBoxes]:
+        """Return the boxes of each sample.
+
+        They are what non-maximum suppression leaves of each group's boxes of the greatest scores. With `nms` of
+        `class`, an anchor may be found as several classes of its group; with `group`, as that of its greatest score
+        only. Outputs that are no numbers are found too, so that they are noticed.
+        """
+        samples = zip(*(outputs[name] for name in ("class", "box", "direction")), strict=True)
+        return [self._decode_sample(*sample) for sample in samples]
+
+    def _decode_sample(self, logits: Tensor, residuals: Tensor, directions: Tensor) -> FoundBoxes:
+        found = [self._decode_group(group, logits, residuals, directions) for group in self._groups]
+        boxes, scores, classes = (torch.cat(parts) for parts in zip(*found, strict=True))
+        best = torch.sort(scores, descending=True, stable=True).indices[: self._decode.max_detections]
+        velocity = boxes[best, 7:] if self.velocity else None
+        return FoundBoxes(boxes[best, :7], scores[best], classes[best], velocity)
+
+    def _decode_group(
+        self, group: _Group, logits: Tensor, residuals: Tensor, directions: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return (M, 7 or 9) boxes with their velocities, (M,) scores and (M,) classes."""
+        config = self._decode
+        of_group = logits[group.channels.start : group.channels.stop].unflatten(0, (len(group.anchors), -1))
+        best_class = None
+        if config.nms == "group":
+            of_group, best_class = of_group.max(dim=1, keepdim=True)
+        threshold = config.score_threshold
+        least = math.log(threshold / (1 - threshold)) if threshold else -math.inf
+        place = (~(of_group < least)).nonzero(as_tuple=True)  # anchor, class, row, column
+        order = torch.sort(of_group[place], descending=True, stable=True).indices[: config.num_candidates]
+        place = tuple(index[order] for index in place)
+        scores = torch.sigmoid(of_group[place])
+        classes = group.classes.start + (place[1] if best_class is None else best_class[place])
+
+        anchor, y, x = group.anchors.start + place[0], place[2], place[3]
+        regressed = residuals[anchor, :, y, x]
+        boxes = decode_boxes(regressed[:, :7], self.grid.at(anchor, y, x), directions[anchor, :, y, x].argmax(dim=1))
+        lower, upper = self._range_m[0], self._range_m[1]
+        outside = ((boxes[:, :3] < lower) | (boxes[:, :3] > upper)).any(dim=1)
+        inside = (~outside).nonzero()[:, 0]
+        boxes, scores, classes = boxes[inside], scores[inside], classes[inside]
+        kept = nms(boxes, scores, iou=config.nms_iou, classes=classes if config.nms == "class" else None)
+        return torch.cat((boxes, regressed[inside, 7:]), dim=1)[kept], scores[kept], classes[kept]
+
+
+class _Group(NamedTuple):
+    """Which classes, anchors and channels of `class` are a group's."""
+
+    classes: range
+    anchors: range
+    channels: range
+
+
+def _group_spans(sizes: Sequence[int]) -> list[_Group]:
+    """Return the groups of so many classes each."""
+    groups = []
+    first = channel = 0
+    for size in sizes:
+        anchors = range(first * len(YAWS), (first + size) * len(YAWS))
+        channels = range(channel, channel + len(anchors) * size)
+        groups.append(_Group(range(first, first + size), anchors, channels))
+        first, channel = first + size, channels.stop
+    return groups
+
+
+def _channels(groups: Sequence[_Group]) -> tuple[list[int], list[int]]:
+    """Return the anchor of each channel of `class`, and of each anchor the channel for its own class."""
+    anchor_of_channel = [anchor for group in groups for anchor in group.anchors for _ in group.classes]
+    channel_of_anchor = [
+        group.channels.start + (anchor - group.anchors.start) * len(group.classes) + (c - group.classes.start)
+        for group in groups
+        for c in group.classes
+        for anchor in range(c * len(YAWS), (c + 1) * len(YAWS))
+    ]
+    return anchor_of_channel, channel_of_anchor
+
+
+def _in_order_of(class_names: Sequence[str], anchors: Sequence[AnchorConfig]) -> list[AnchorConfig]:
+    by_name = {anchor.name: anchor for anchor in anchors}
+    if sorted(anchor.name for anchor in anchors) != sorted(class_names):
+        raise ConfigError(
+            f"the anchors are of {sorted(anchor.name for anchor in anchors)}, the classes {sorted(class_names)}",
+            where="model.head.anchors",
+            expected="one anchor for each class of the groups",
+        )
+    return [by_name[name] for name in class_names]
+
+
+class _Linear(nn.Module):
+    """Outputs that are linear in the features of a cell."""
+
+    def __init__(self, in_channels: int, num_anchors: int, num_channels: int, num_regressed: int) -> None:
+        super().__init__()
+        self.classes = _start_at_prior(nn.Conv2d(in_channels, num_channels, 1))
+        self.box = _start_near_anchors(nn.Conv2d(in_channels, num_anchors * num_regressed, 1))
+        self.direction = nn.Conv2d(in_channels, num_anchors * 2, 1)
+        self._num_anchors = num_anchors
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        per_anchor = (self._num_anchors, -1)
+        box, direction = (conv(features).unflatten(1, per_anchor) for conv in (self.box, self.direction))
+        return self.classes(features), box, direction
+
+
+class _Branches(nn.Module):
+    """A group's outputs, each kind of two 3 × 3 convolutions of its own."""
+
+    def __init__(self, channels: int, num_anchors: int, num_classes: int, regressed: dict[str, int]) -> None:
+        super().__init__()
+
+        def last(num_outputs: int) -> nn.Conv2d:
+            return nn.Conv2d(channels, num_anchors * num_outputs, 3, padding=1)
+
+        self.classes = _branch(channels, _start_at_prior(last(num_classes)))
+        self.box = nn.ModuleDict(
+            {name: _branch(channels, _start_near_anchors(last(n))) for name, n in regressed.items()}
+        )
+        self.direction = _branch(channels, last(2))
+        self._num_anchors = num_anchors
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        per_anchor = (self._num_anchors, -1)
+        box = torch.cat([branch(features).unflatten(1, per_anchor) for branch in self.box.values()], dim=2)
+        return self.classes(features), box, self.direction(features).unflatten(1, per_anchor)
+
+
+def _branch(channels: int, last: nn.Conv2d) -> nn.Sequential:
+    middle = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+    return nn.Sequential(conv_norm_relu(middle, channels), last)
+
+
+def _start_at_prior(conv: nn.Conv2d) -> nn.Conv2d:
+    """Begin with scores of the prior."""
+    assert conv.bias is not None
+    nn.init.constant_(conv.bias, math.log(_PRIOR / (1 - _PRIOR)))
+    return conv
+
+
+def _start_near_anchors(conv: nn.Conv2d) -> nn.Conv2d:
+    """Begin with boxes that are nearly the anchors."""
+    nn.init.normal_(conv.weight, std=0.001)
+    return conv
