@@ -12,6 +12,8 @@ _BUCKET_M = 2.0
 """Edge of the square buckets of the ground plane in which boxes are looked up."""
 _MOST_BUCKETS = 256
 """Along a side; where boxes lie too far apart, buckets are wider."""
+_ROOM = 1024
+"""Pairs of a point and a box that there is room for at first; it doubles when it is used up."""
 
 
 def transform_boxes(dst_SE3_src: npt.ArrayLike, boxes: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:
@@ -42,15 +44,54 @@ def points_in_boxes(
         return np.full(len(xyz), -1, dtype=np.int32)
     # From the smallest to the largest; of equal ones the last, as if each overwrote those before it.
     order = np.argsort(-boxes[:, 3:6].prod(axis=1), kind="stable")[::-1]
-    ordered = boxes[order].astype(np.float64)
-    half = ordered[:, 3:6] / 2 + margin_m
-    reach = np.hypot(half[:, 0], half[:, 1])
-    low = ordered[:, :2].min(axis=0) - reach.max()
-    extent = ordered[:, :2].max(axis=0) + reach.max() - low
-    edge = max(_BUCKET_M, float(extent.max()) / _MOST_BUCKETS)
-    turned = np.stack([np.cos(ordered[:, 6]), np.sin(ordered[:, 6]), reach], axis=1)
-    found = _first_box(xyz, np.ascontiguousarray(ordered[:, :3]), half, turned, low, extent, edge)
+    found = _first_box(xyz, *_prepared(boxes[order], margin_m))
     return np.append(order, -1)[found].astype(np.int32)
+
+
+def points_of_boxes(
+    xyz: npt.NDArray[np.floating], boxes: npt.NDArray[np.floating], *, margin_m: float = 0.0
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Find all points of each box; one that lies in several boxes is a point of each.
+
+    Args:
+        xyz: (N, 3) points, metres.
+        boxes: (M, 7) boxes in the same frame.
+        margin_m: Added to every side of every box, metres.
+
+    Returns:
+        (P,) int64 indices of points, box by box and ascending within a box, and (M,) int64 how many each box has.
+    """
+    if not len(boxes) or not len(xyz):
+        return np.zeros(0, np.int64), np.zeros(len(boxes), np.int64)
+    point, box = _all_boxes(xyz, *_prepared(boxes, margin_m))
+    return point[np.argsort(box, kind="stable")], np.bincount(box, minlength=len(boxes))
+
+
+_Prepared = tuple[
+    npt.NDArray[np.float64],
+    npt.NDArray[np.float64],
+    npt.NDArray[np.float64],
+    npt.NDArray[np.float64],
+    npt.NDArray[np.float64],
+    float,
+]
+
+
+def _prepared(boxes: npt.NDArray[np.floating], margin_m: float) -> _Prepared:
+    """Return what the compiled loops need of (M, 7) boxes.
+
+    Returns:
+        Their centres; half sizes; cosine, sine and reach of each; lower corner and extent of the ground plane that they
+        reach over, and the edge of its buckets.
+    """
+    boxes = boxes.astype(np.float64)
+    half = boxes[:, 3:6] / 2 + margin_m
+    reach = np.hypot(half[:, 0], half[:, 1])
+    low = boxes[:, :2].min(axis=0) - reach.max()
+    extent = boxes[:, :2].max(axis=0) + reach.max() - low
+    edge = max(_BUCKET_M, float(extent.max()) / _MOST_BUCKETS)
+    turned = np.stack([np.cos(boxes[:, 6]), np.sin(boxes[:, 6]), reach], axis=1)
+    return np.ascontiguousarray(boxes[:, :3]), half, turned, low, extent, edge
 
 
 @numba.njit(cache=True, nogil=True)
@@ -63,9 +104,77 @@ def _first_box(
     extent: npt.NDArray[np.float64],
     edge: float,
 ) -> npt.NDArray[np.int64]:
-    """Return the first box that holds each point, -1 in none; `turned` is cosine, sine and reach of each box.
+    """Return the first box that holds each point, -1 in none; for the arguments see :func:`_prepared`."""
+    start, member, nx, ny = _buckets(centre, turned, low, extent, edge)
+    result = np.full(len(xyz), -1, np.int64)
+    for n in range(len(xyz)):
+        x, y, z = float(xyz[n, 0]), float(xyz[n, 1]), float(xyz[n, 2])
+        # Asked so that what is not a number lies in no box.
+        if not (0.0 <= x - low[0] <= extent[0] and 0.0 <= y - low[1] <= extent[1]):
+            continue
+        bucket = min(int((x - low[0]) / edge), nx - 1) * ny + min(int((y - low[1]) / edge), ny - 1)
+        for e in range(start[bucket], start[bucket + 1]):
+            m = member[e]
+            dx, dy = x - centre[m, 0], y - centre[m, 1]
+            c, s = turned[m, 0], turned[m, 1]
+            if (
+                abs(dx * c + dy * s) <= half[m, 0]
+                and abs(dy * c - dx * s) <= half[m, 1]
+                and abs(z - centre[m, 2]) <= half[m, 2]
+            ):
+                result[n] = member[e]
+                break
+    return result
 
-    Square buckets of the ground plane list the boxes that reach into them.
+
+@numba.njit(cache=True, nogil=True)
+def _all_boxes(
+    xyz: npt.NDArray[np.floating],
+    centre: npt.NDArray[np.float64],
+    half: npt.NDArray[np.float64],
+    turned: npt.NDArray[np.float64],
+    low: npt.NDArray[np.float64],
+    extent: npt.NDArray[np.float64],
+    edge: float,
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return the (P,) points, ascending, and boxes of all pairs; for the arguments see :func:`_prepared`."""
+    start, member, nx, ny = _buckets(centre, turned, low, extent, edge)
+    point, box = np.empty(_ROOM, np.int64), np.empty(_ROOM, np.int64)
+    count = 0
+    for n in range(len(xyz)):
+        x, y, z = float(xyz[n, 0]), float(xyz[n, 1]), float(xyz[n, 2])
+        if not (0.0 <= x - low[0] <= extent[0] and 0.0 <= y - low[1] <= extent[1]):
+            continue
+        bucket = min(int((x - low[0]) / edge), nx - 1) * ny + min(int((y - low[1]) / edge), ny - 1)
+        for e in range(start[bucket], start[bucket + 1]):
+            m = member[e]
+            # Written out as above: a function for both costs a quarter of the time.
+            dx, dy = x - centre[m, 0], y - centre[m, 1]
+            c, s = turned[m, 0], turned[m, 1]
+            if (
+                abs(dx * c + dy * s) <= half[m, 0]
+                and abs(dy * c - dx * s) <= half[m, 1]
+                and abs(z - centre[m, 2]) <= half[m, 2]
+            ):
+                if count == len(point):
+                    point, box = np.append(point, point), np.append(box, box)
+                point[count], box[count] = n, m
+                count += 1
+    return point[:count].copy(), box[:count].copy()
+
+
+@numba.njit(cache=True, nogil=True)
+def _buckets(
+    centre: npt.NDArray[np.float64],
+    turned: npt.NDArray[np.float64],
+    low: npt.NDArray[np.float64],
+    extent: npt.NDArray[np.float64],
+    edge: float,
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], int, int]:
+    """Return the boxes that reach into each square bucket of the ground plane, ascending in each.
+
+    Returns:
+        Where each bucket's boxes start, the boxes, and the buckets along x and y.
     """
     nx, ny = int(extent[0] / edge) + 1, int(extent[1] / edge) + 1
     start = np.zeros(nx * ny + 1, np.int32)
@@ -85,25 +194,7 @@ def _first_box(
                         end[i * ny + j] += 1
                     else:
                         start[i * ny + j + 1] += 1
-    result = np.full(len(xyz), -1, np.int64)
-    for n in range(len(xyz)):
-        x, y, z = float(xyz[n, 0]), float(xyz[n, 1]), float(xyz[n, 2])
-        # Asked so that what is not a number lies in no box.
-        if not (0.0 <= x - low[0] <= extent[0] and 0.0 <= y - low[1] <= extent[1]):
-            continue
-        bucket = min(int((x - low[0]) / edge), nx - 1) * ny + min(int((y - low[1]) / edge), ny - 1)
-        for e in range(start[bucket], start[bucket + 1]):
-            m = member[e]
-            dx, dy = x - centre[m, 0], y - centre[m, 1]
-            c, s = turned[m, 0], turned[m, 1]
-            if (
-                abs(dx * c + dy * s) <= half[m, 0]
-                and abs(dy * c - dx * s) <= half[m, 1]
-                and abs(z - centre[m, 2]) <= half[m, 2]
-            ):
-                result[n] = m
-                break
-    return result
+    return start, member, nx, ny
 
 
 def to_box_frame(xyz: npt.NDArray[np.floating], box: npt.NDArray[np.floating]) -> npt.NDArray[np.floating]:

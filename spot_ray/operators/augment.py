@@ -26,7 +26,8 @@ class Augment:
     Points and boxes move exactly. Labels follow flips and quarter turns exactly, cell by cell; what then is left, a
     turn within ± π/4 and the scale, is told in `network_from_label`, and the network samples its features there:
     turning a 0.4 m label to the nearest cell keeps only 0.8 of its IoU. Where the grid is not square and centred, all
-    is told there. The scale is of x and y; heights stay, since the labels' layers do.
+    is told there. The scale is of x and y; heights stay, since the labels' layers do, unless `scale_height` asks for
+    them too.
 
     Args:
         grid: The label grid.
@@ -34,6 +35,7 @@ class Augment:
         flip_y: Mirror x in half of the samples.
         rotation_rad: (lowest, highest) rotation about z.
         scale: (lowest, highest) scale of x and y.
+        scale_height: Whether z and dz are scaled too; there must be no labels then.
         seed: Seed of the run.
         epoch: The epoch.
     """
@@ -46,6 +48,7 @@ class Augment:
         flip_y: bool,
         rotation_rad: tuple[float, float],
         scale: tuple[float, float],
+        scale_height: bool,
         seed: int,
         epoch: int,
     ) -> None:
@@ -54,6 +57,7 @@ class Augment:
         self._flip_y = flip_y
         self._rotation_rad = rotation_rad
         self._scale = scale
+        self._scale_height = scale_height
         self._seed = seed
         self._epoch = epoch
 
@@ -70,6 +74,7 @@ class Augment:
             flip_y=self._flip_y and bool(chance[1] < 0.5),
             rotation_rad=_between(self._rotation_rad, chance[2]),
             scale=_between(self._scale, chance[3]),
+            scale_height=self._scale_height,
         )
 
 
@@ -81,12 +86,22 @@ def build_augment(config: AugmentConfig, grid: VoxelGrid, *, seed: int, epoch: i
         flip_y=config.flip_y,
         rotation_rad=config.rotation_rad,
         scale=config.scale,
+        scale_height=config.scale_height,
         seed=seed,
         epoch=epoch,
     )
 
 
-def move(sample: Sample, grid: VoxelGrid, *, flip_x: bool, flip_y: bool, rotation_rad: float, scale: float) -> Sample:
+def move(
+    sample: Sample,
+    grid: VoxelGrid,
+    *,
+    flip_x: bool,
+    flip_y: bool,
+    rotation_rad: float,
+    scale: float,
+    scale_height: bool = False,
+) -> Sample:
     """Return a sample mirrored, then turned, then scaled.
 
     Args:
@@ -95,7 +110,8 @@ def move(sample: Sample, grid: VoxelGrid, *, flip_x: bool, flip_y: bool, rotatio
         flip_x: Mirror y.
         flip_y: Mirror x.
         rotation_rad: Turn about z.
-        scale: Factor of x and y.
+        scale: Factor of x and y, and of velocities.
+        scale_height: Whether it is of z and dz too.
 
     Returns:
         The sample, in the network frame.
@@ -114,7 +130,7 @@ def move(sample: Sample, grid: VoxelGrid, *, flip_x: bool, flip_y: bool, rotatio
     index, semantic = move_voxels(sample.occupancy_index, sample.occupancy_class, exact, grid)
     return replace(
         sample,
-        sweep=_move_sweep(sample.sweep, rest @ exact, scale),
+        sweep=_move_sweep(sample.sweep, rest @ exact, scale, scale if scale_height else 1.0),
         occupancy_index=index,
         occupancy_class=semantic,
         observed=move_bits(sample.observed, exact, grid),
@@ -165,22 +181,25 @@ def _move_columns(cells: npt.NDArray[Cell], exact: Matrix) -> npt.NDArray[Cell]:
     return turned[::x_sign, ::y_sign]
 
 
-def _move_sweep(sweep: Sweep, matrix: Matrix, scale: float) -> Sweep:
+def _move_sweep(sweep: Sweep, matrix: Matrix, scale: float, z_scale: float) -> Sweep:
     from spot_ray.operators.point_kernels import move_points
 
     xyz = np.empty_like(sweep.xyz)
-    move_points(sweep.xyz, matrix, xyz)
+    move_points(sweep.xyz, matrix, z_scale, xyz)
     boxes = sweep.boxes
     if boxes is not None:
         velocity = None if boxes.velocity is None else boxes.velocity.copy()
         if velocity is not None:
             velocity[:, :2] = velocity[:, :2] @ matrix.T
-        boxes = replace(boxes, boxes=_move_boxes(boxes.boxes, matrix, scale), velocity=velocity)
+            velocity[:, 2] *= z_scale
+        boxes = replace(boxes, boxes=_move_boxes(boxes.boxes, matrix, scale, z_scale), velocity=velocity)
     return replace(
         sweep,
         xyz=xyz,
         boxes=boxes,
-        ignore_regions=None if sweep.ignore_regions is None else _move_boxes(sweep.ignore_regions, matrix, scale),
+        ignore_regions=None
+        if sweep.ignore_regions is None
+        else _move_boxes(sweep.ignore_regions, matrix, scale, z_scale),
         # The points are no longer in the frame that these poses are of.
         world_SE3_ego=None,
         sweep_pose_time_offset_ns=None,
@@ -188,10 +207,13 @@ def _move_sweep(sweep: Sweep, matrix: Matrix, scale: float) -> Sweep:
     )
 
 
-def _move_boxes(boxes: npt.NDArray[np.float32], matrix: Matrix, scale: float) -> npt.NDArray[np.float32]:
+def _move_boxes(
+    boxes: npt.NDArray[np.float32], matrix: Matrix, scale: float, z_scale: float
+) -> npt.NDArray[np.float32]:
     moved = boxes.astype(np.float64)
     moved[:, :2] = moved[:, :2] @ matrix.T
     moved[:, 3:5] *= scale
+    moved[:, [2, 5]] *= z_scale
     heading = np.stack([np.cos(moved[:, 6]), np.sin(moved[:, 6])], axis=1) @ matrix.T
     moved[:, 6] = wrap_angle(np.arctan2(heading[:, 1], heading[:, 0]))
     return moved.astype(np.float32)

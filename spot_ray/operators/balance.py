@@ -242,7 +242,7 @@ def foreground_classes(
             raise ConfigError(
                 f"there is no class {name!r}",
                 where="data.balance.foreground",
-                expected="classes of the dataset's taxonomy",
+                expected="classes of the dataset's taxonomy or, with data.boxes.classes=detection, of its benchmark",
                 remedy=suggestion(name, list(class_names)),
             )
     return np.array([False, *(name in config.foreground for name in class_names)])
@@ -262,18 +262,22 @@ def repeats(factors: npt.NDArray[np.float64], chance: npt.NDArray[np.float64]) -
     return (whole + (chance < factors - whole)).astype(np.int64)
 
 
-def count_classes(manifest: pa.Table, taxonomy: Taxonomy, frames: npt.NDArray[np.int64]) -> ClassCounts:
+def count_classes(
+    manifest: pa.Table, taxonomy: Taxonomy, frames: npt.NDArray[np.int64], *, boxes_only: bool = False
+) -> ClassCounts:
     """Return what frames of a dataset hold, from its manifest alone, in the class space of its taxonomy.
 
     Args:
         manifest: The dataset's rows.
-        taxonomy: Its classes.
+        taxonomy: Its classes, or those of its detection benchmark.
         frames: (F,) ascending indices of the rows to count.
+        boxes_only: A frame holds a class if one of its boxes is of it, whatever its points are.
     """
     held = _by_class((len(frames), taxonomy.num_classes + 1))
     objects, points = np.zeros((2, taxonomy.num_classes + 1), dtype=np.int64)
     done = 0
-    for part in (ClassCounts.of(*part) for part in counts_by_part(manifest, taxonomy, frames)):
+    parts = counts_by_part(manifest, taxonomy, frames, boxes_only=boxes_only)
+    for part in (ClassCounts.of(*part) for part in parts):
         held[done : done + len(part)] = part.held
         objects += part.objects
         points += part.points
@@ -282,14 +286,15 @@ def count_classes(manifest: pa.Table, taxonomy: Taxonomy, frames: npt.NDArray[np
 
 
 def counts_by_part(
-    manifest: pa.Table, taxonomy: Taxonomy, frames: npt.NDArray[np.int64]
+    manifest: pa.Table, taxonomy: Taxonomy, frames: npt.NDArray[np.int64], *, boxes_only: bool = False
 ) -> Iterator[tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]]:
     """Yield the points and the boxes of frames by class, some ten thousand frames at once.
 
     Args:
         manifest: The dataset's rows.
-        taxonomy: Its classes.
+        taxonomy: Its classes, or those of its detection benchmark.
         frames: (F,) ascending indices of the rows to count.
+        boxes_only: Points are not counted.
 
     Yields:
         Points and boxes, both (number of frames, N + 1) int64, of the next frames; zeros where nothing is known.
@@ -303,7 +308,7 @@ def counts_by_part(
                 taxonomy.class_counts(counts_by_source(column, len(taxonomy.sources))[chosen])
                 for column in rows.itercolumns()
             )
-            yield points, boxes
+            yield np.zeros_like(points) if boxes_only else points, boxes
 
 
 def counts_by_source(column: pa.ChunkedArray, num_sources: int) -> npt.NDArray[np.int64]:

@@ -12,9 +12,9 @@ import numpy.typing as npt
 from spot_ray.errors import DataError
 from spot_ray.operators.balance import Balance, ClassCounts, counts_by_part, foreground_classes
 from spot_ray.operators.config import BalanceConfig, DataConfig
-from spot_ray.operators.mixture import Mixture
+from spot_ray.operators.mixture import Mixture, box_taxonomies, class_ids
 from spot_ray.operators.plan import select_frames
-from spot_ray.schema.taxonomy import SemanticClass
+from spot_ray.schema.taxonomy import EMPTY, SemanticClass
 
 Counts = tuple[npt.NDArray[np.integer], npt.NDArray[np.integer]]
 """Points and boxes of some frames by class: twice (number of frames, N + 1)."""
@@ -82,21 +82,23 @@ def report_mixture(mixture: Mixture, config: DataConfig) -> BalanceReport:
 
     Args:
         mixture: The datasets, with their subsets and proportions.
-        config: The data plane; its `balance` and its `frames` count.
+        config: The data plane; its `balance`, `boxes` and `frames` count.
 
     Raises:
         ConfigError: If a class to balance is unknown, or there is nothing of what `count` counts or `draw` draws.
         DataError: If a dataset lacks a part of its subset, or has no frame left or, with a proportion, none drawn.
     """
     frames = [select_frames(member.dataset, member.subset, config.frames) for member in mixture.members]
-    counts = ClassCounts.join([ClassCounts.of(*part) for part in _parts(mixture, frames)])
-    classes = mixture.taxonomy.classes
+    counts = ClassCounts.join([ClassCounts.of(*part) for part in _parts(mixture, frames, config)])
+    if config.boxes.classes == "detection":
+        counts.held[:, EMPTY] = True  # as the plan has it
+    classes = box_taxonomies(mixture, config.boxes.classes)[0].classes
     balance = _balance(counts, classes, config.balance)
     uses = balance.mean_uses()
     own_uses = np.split(uses, np.cumsum([len(own) for own in frames])[:-1])
     for used, more in zip(own_uses, _shares(mixture, [float(used.sum()) for used in own_uses]), strict=True):
         used *= more  # a view of `uses`
-    return _report(counts, uses, balance.weights, _parts(mixture, frames), classes, config.balance)
+    return _report(counts, uses, balance.weights, _parts(mixture, frames, config), classes, config.balance)
 
 
 def report_balance(
@@ -123,13 +125,14 @@ def _balance(counts: ClassCounts, classes: Sequence[SemanticClass], config: Bala
     return Balance(counts, foreground_classes([c.name for c in classes], marked, config), config)
 
 
-def _parts(mixture: Mixture, frames: Sequence[npt.NDArray[np.int64]]) -> Iterator[Counts]:
-    """Yield points and boxes of the frames of all datasets by the classes of the mixture."""
-    for member, own in zip(mixture.members, frames, strict=True):
-        taxonomy = member.dataset.info.taxonomy
-        ids = [0, *(mixture.taxonomy.id_of(name) for name in taxonomy.class_names)]
-        for counts in counts_by_part(member.dataset.manifest, taxonomy, own):
-            points, boxes = (np.zeros((len(c), mixture.taxonomy.num_classes + 1), dtype=np.int64) for c in counts)
+def _parts(mixture: Mixture, frames: Sequence[npt.NDArray[np.int64]], config: DataConfig) -> Iterator[Counts]:
+    """Yield points and boxes of the frames of all datasets by the classes of the mixture's boxes."""
+    united, taxonomies = box_taxonomies(mixture, config.boxes.classes)
+    boxes_only = config.boxes.classes == "detection"
+    for member, own, taxonomy in zip(mixture.members, frames, taxonomies, strict=True):
+        ids = class_ids(taxonomy, united)[: taxonomy.num_classes + 1]
+        for counts in counts_by_part(member.dataset.manifest, taxonomy, own, boxes_only=boxes_only):
+            points, boxes = (np.zeros((len(c), united.num_classes + 1), dtype=np.int64) for c in counts)
             points[:, ids], boxes[:, ids] = counts
             yield points, boxes
 

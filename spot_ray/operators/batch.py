@@ -42,7 +42,9 @@ class Batch:
         network_from_label: (B, 2, 3) float32 affine `[A | t]`: xy_network = A · xy_label + t; what flips and quarter
             turns leave of the augmentation (the identity if nothing).
         boxes: (K, 7) float32 boxes in the network frame.
-        box_class: (K,) uint8 class 1 to K, or 255.
+        box_class: (K,) uint8 class of each box, of those that `data.boxes.classes` names, from 1; 255: of none of them.
+        box_velocity: (K, 2) float32 over ground along the network's axes, m/s; NaN where it is not known, and where
+            boxes are of the taxonomy's classes: it is read only for detection.
         box_offsets: (B + 1,) int64 into the two above.
         weight: (B,) float32: 1 for a planned sample; 0 for one that only fills the last global batch, or stands for one
             that was skipped: it has a single point and nothing observed.
@@ -68,6 +70,7 @@ class Batch:
     network_from_label: npt.NDArray[np.float32]
     boxes: npt.NDArray[np.float32]
     box_class: npt.NDArray[np.uint8]
+    box_velocity: npt.NDArray[np.float32]
     box_offsets: npt.NDArray[np.int64]
     weight: npt.NDArray[np.float32]
     global_weight: float

@@ -1,7 +1,8 @@
-"""The operators in their order: read → re-sample beams → de-skew → merge → augment → pack.
+"""The operators in their order: read → re-sample beams → de-skew → merge → camera view → min points → augment → pack.
 
 Beams are thinned first, sweep by sweep, since they are beams only in the frame in which their LiDAR recorded them;
-sweeps are merged when each is in the one ego frame of its own time; what is augmented is whole.
+sweeps are merged when each is in the one ego frame of its own time; boxes are judged by the points that are left; what
+is augmented is whole.
 """
 
 from __future__ import annotations
@@ -15,19 +16,22 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from spot_ray.errors import DataError, StoreError
+from spot_ray.errors import ConfigError, DataError, StoreError
 from spot_ray.geometry.grid import VoxelGrid
 from spot_ray.operators.augment import Augment, build_augment
 from spot_ray.operators.beams import BeamResample, beam_columns, build_beam_resample
+from spot_ray.operators.camera_view import CALIBRATION, CameraView
 from spot_ray.operators.config import DataConfig
 from spot_ray.operators.deskew import Deskew
 from spot_ray.operators.features import check_features
 from spot_ray.operators.frame import input_columns
 from spot_ray.operators.merge import Merge, build_merge
-from spot_ray.operators.mixture import Member, Mixture
+from spot_ray.operators.min_points import MinPoints
+from spot_ray.operators.mixture import Member, Mixture, box_taxonomies, class_ids
 from spot_ray.operators.pack import STAGES, Pack, Packed, to_table
 from spot_ray.operators.read import ReadFrame, slots
 from spot_ray.operators.sample import Slot
+from spot_ray.schema.dataset import DatasetInfo
 from spot_ray.schema.occupancy import cell_offset
 from spot_ray.storage.cache import Traffic
 from spot_ray.storage.patience import try_patiently
@@ -44,6 +48,8 @@ class DatasetChain:
         beams: Re-samples their beams.
         deskew: Corrects each for the motion within it.
         merge: Merges them.
+        camera_view: Leaves out the points that a camera does not see.
+        min_points: Leaves out the boxes with too few points.
         augment: Moves the whole.
         pack: Computes the features.
     """
@@ -53,6 +59,8 @@ class DatasetChain:
     beams: BeamResample
     deskew: Deskew
     merge: Merge
+    camera_view: CameraView
+    min_points: MinPoints
     augment: Augment
     pack: Pack
 
@@ -65,7 +73,7 @@ class DatasetChain:
         times = [time.perf_counter()]
         sample = self.read(slot, reader)
         times.append(time.perf_counter())
-        for operator in (self.beams, self.deskew, self.merge, self.augment):
+        for operator in (self.beams, self.deskew, self.merge, self.camera_view, self.min_points, self.augment):
             sample = operator(sample)
             times.append(time.perf_counter())
         packed = self.pack(sample)
@@ -167,25 +175,59 @@ def build_chain(mixture: Mixture, config: DataConfig, grid: VoxelGrid, *, seed: 
         ConfigError: If the config does not fit a dataset.
         DataError: If the labels do not cover the grid.
     """
-    chains = tuple(_chain(member, config, grid, seed=seed, epoch=epoch) for member in mixture.members)
+    _check(config, mixture)
+    united, own = box_taxonomies(mixture, config.boxes.classes)
+    chains = tuple(
+        _chain(member, config, grid, class_ids(boxes, united)[boxes.lookup()], seed=seed, epoch=epoch)
+        for member, boxes in zip(mixture.members, own, strict=True)
+    )
     return Chain(chains, config.on_bad_frame)
+
+
+def point_columns(config: DataConfig, info: DatasetInfo) -> tuple[str, ...]:
+    """Return the point columns beside `xyz` that the operators need of a dataset's sweeps."""
+    columns = (
+        *input_columns(config.features, info, merge=config.merge, deskew=config.deskew),
+        *beam_columns(config.beams, info.rig),
+    )
+    return (*columns, "point_source_class") if config.point_labels else columns
+
+
+def _check(config: DataConfig, mixture: Mixture) -> None:
+    """Check that labels are not asked for with what does not move them.
+
+    Raises:
+        ConfigError: If they are.
+    """
+    if mixture.label_taxonomy is not None and config.augment.scale_height:
+        raise ConfigError(
+            "heights are to be scaled, but the layers of occupancy labels cannot be",
+            where="data.augment.scale_height",
+            expected="false where labels are read",
+            remedy="set data.labels to none, or data.augment.scale_height=false",
+        )
 
 
 def _traffic(readers: Sequence[ShardReader]) -> Traffic:
     return sum((reader.traffic for reader in readers), Traffic())
 
 
-def _chain(member: Member, config: DataConfig, grid: VoxelGrid, *, seed: int, epoch: int) -> DatasetChain:
+def _chain(
+    member: Member,
+    config: DataConfig,
+    grid: VoxelGrid,
+    box_class_of_source: npt.NDArray[np.uint8],
+    *,
+    seed: int,
+    epoch: int,
+) -> DatasetChain:
     info, labels = member.dataset.info, member.labels
     check_features(config.features, info)
     if labels is not None:
         cell_offset(labels.info.grid, grid)  # fails now, not in the first task, if the labels do not cover the grid
-    columns = (
-        *input_columns(config.features, info, merge=config.merge, deskew=config.deskew),
-        *beam_columns(config.beams, info.rig),
-    )
-    if config.point_labels:
-        columns = (*columns, "point_source_class")
+    frame_columns = [CALIBRATION] if config.camera_view.enabled else []
+    if config.boxes.classes == "detection":
+        frame_columns.append("box_velocity")
     return DatasetChain(
         uri=member.dataset.uri,
         read=ReadFrame(
@@ -194,17 +236,21 @@ def _chain(member: Member, config: DataConfig, grid: VoxelGrid, *, seed: int, ep
             labels_grid=None if labels is None else labels.info.grid,
             class_of_label=member.class_of_label,
             grid=grid,
-            columns=columns,
+            columns=point_columns(config, info),
+            frame_columns=frame_columns,
             deskew=config.deskew,
         ),
         beams=build_beam_resample(config.beams, info.rig, seed=seed, epoch=epoch),
         deskew=Deskew(enabled=config.deskew),
         merge=build_merge(config.merge, info.rig),
+        camera_view=CameraView(config.camera_view, info.rig),
+        min_points=MinPoints(config.boxes),
         augment=build_augment(config.augment, grid, seed=seed, epoch=epoch),
         pack=Pack(
             features=config.features,
             rig=info.rig,
             class_of_source=member.class_of_source,
+            box_class_of_source=box_class_of_source,
             labelled=member.labelled,
             point_labels=config.point_labels,
             label_bytes=(grid.num_voxels + 7) // 8,

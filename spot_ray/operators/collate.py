@@ -24,7 +24,12 @@ IGNORED_SEGMENT = -1
 
 
 def to_openpcdet(
-    batch: Batch, taxonomy: Taxonomy, *, class_names: Sequence[str] | None = None, z_shift_m: float = 0.0
+    batch: Batch,
+    taxonomy: Taxonomy,
+    *,
+    class_names: Sequence[str] | None = None,
+    z_shift_m: float = 0.0,
+    velocity: bool = False,
 ) -> dict[str, Any]:
     """Return a batch as OpenPCDet's `batch_dict`, ready for its `load_data_to_gpu`.
 
@@ -35,16 +40,17 @@ def to_openpcdet(
 
     Args:
         batch: The batch.
-        taxonomy: The classes of its boxes, `BatchStream.taxonomy`.
+        taxonomy: The classes of its boxes, `BatchStream.box_taxonomy`.
         class_names: The classes to detect, `CLASS_NAMES` of the model's config; the first has number 1. Boxes of others
             are left out. None: the taxonomy's foreground classes.
         z_shift_m: Added to the height of points and boxes. Ours is 0 on the ground; OpenPCDet's KITTI and nuScenes
             frames have it 0 at the LiDAR, so that minus the LiDAR's height leads there.
+        velocity: Whether boxes have their velocity, as those of OpenPCDet's nuScenes do; 0 where it is not known.
 
     Returns:
         - `points`: (P, 1 + C) float32 index of the sample in the batch, then the features, of which x, y, z come first;
-        - `gt_boxes`: (B, M, 8) float32 x, y, z, dx, dy, dz, heading, class number; M is the largest number of boxes in
-          a sample, and rows that are missing are 0;
+        - `gt_boxes`: (B, M, 8) float32 x, y, z, dx, dy, dz, heading, class number, or (B, M, 10) with vx, vy before the
+          class number; M is the largest number of boxes in a sample, and rows that are missing are 0;
         - `frame_id`: (B,) str `SEQUENCE/FRAME`;
         - `batch_size`: B.
 
@@ -64,10 +70,12 @@ def to_openpcdet(
     sample = np.repeat(np.arange(len(batch)), np.diff(batch.box_offsets))[kept]
     count = np.bincount(sample, minlength=len(batch))
     row = np.arange(len(kept)) - np.repeat(np.cumsum(count) - count, count)
-    gt_boxes = np.zeros((len(batch), count.max(), 8), np.float32)
+    gt_boxes = np.zeros((len(batch), count.max(), 10 if velocity else 8), np.float32)
     gt_boxes[sample, row, :7] = batch.boxes[kept]
     gt_boxes[sample, row, 2] += np.float32(z_shift_m)
-    gt_boxes[sample, row, 7] = number[kept]
+    gt_boxes[sample, row, -1] = number[kept]
+    if velocity:
+        gt_boxes[sample, row, 7:9] = np.nan_to_num(batch.box_velocity[kept])
     return {"points": points, "gt_boxes": gt_boxes, "frame_id": np.array(batch.frames), "batch_size": len(batch)}
 
 

@@ -19,7 +19,7 @@ from spot_ray.operators.batch import Batch
 from spot_ray.operators.chain import build_chain
 from spot_ray.operators.config import DataConfig
 from spot_ray.operators.feed import BatchFeed
-from spot_ray.operators.mixture import Member, Sources, as_sources, common_grid, open_mixture
+from spot_ray.operators.mixture import Member, Sources, as_sources, box_taxonomies, common_grid, open_mixture
 from spot_ray.operators.plan import Planner
 from spot_ray.operators.stream import iterate, stream
 from spot_ray.schema.taxonomy import Taxonomy
@@ -163,8 +163,13 @@ class BatchStream(Iterator[Batch]):
 
     @property
     def taxonomy(self) -> Taxonomy:
-        """The classes of points and boxes."""
+        """The classes of points, and of boxes unless `data.boxes.classes` asks for those of detection."""
         return self._mixture.taxonomy
+
+    @property
+    def box_taxonomy(self) -> Taxonomy:
+        """The classes of boxes."""
+        return box_taxonomies(self._mixture, self._state.data.boxes.classes)[0]
 
     @property
     def label_taxonomy(self) -> Taxonomy | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -87,11 +88,20 @@ class Mixture:
         members: The datasets.
         taxonomy: The classes of points and boxes: those of all datasets, by name.
         label_taxonomy: The classes of the labels: those of all label sets, by name; None: no labels are read.
+        gt_database: The folder of the objects that are pasted into samples, a URI; None: there is none.
     """
 
     members: tuple[Member, ...]
     taxonomy: Taxonomy
     label_taxonomy: Taxonomy | None
+    gt_database: str | None = None
+
+    @property
+    def detection_classes(self) -> tuple[str, ...]:
+        """What the datasets' detection benchmarks score, by name; the first has id 1. Empty: none has such classes."""
+        return tuple(
+            dict.fromkeys(name for member in self.members for name in member.dataset.info.taxonomy.detection_classes)
+        )
 
     def __len__(self) -> int:
         """Return the number of frames."""
@@ -100,6 +110,34 @@ class Mixture:
     def member_of(self, frames: npt.NDArray[np.int64]) -> npt.NDArray[np.intp]:
         """Return the position of the dataset that each of some frames belongs to."""
         return np.searchsorted([member.first for member in self.members], frames, side="right") - 1
+
+
+def box_taxonomies(
+    mixture: Mixture, classes: Literal["taxonomy", "detection"]
+) -> tuple[Taxonomy, tuple[Taxonomy, ...]]:
+    """Return the classes of a mixture's boxes, and those of each dataset's own.
+
+    Args:
+        mixture: The datasets.
+        classes: The taxonomies' classes, or the detection benchmarks'.
+
+    Raises:
+        ConfigError: If a dataset has no detection classes and they are asked for.
+    """
+    if classes == "taxonomy":
+        return mixture.taxonomy, tuple(member.dataset.info.taxonomy for member in mixture.members)
+    own = []
+    for member in mixture.members:
+        taxonomy = member.dataset.info.taxonomy.of_detection()
+        if taxonomy is None:
+            raise ConfigError(
+                f"the taxonomy {member.dataset.info.taxonomy.name!r} has no detection classes",
+                where=member.dataset.uri,
+                expected="detection_classes, which data.boxes.classes=detection asks for",
+                remedy="convert the dataset again with detection_classes, or set data.boxes.classes=taxonomy",
+            )
+        own.append((member.dataset.uri, taxonomy))
+    return _united(own), tuple(taxonomy for _, taxonomy in own)
 
 
 def open_mixture(sources: Sources, *, labels: str | None) -> Mixture:
@@ -210,7 +248,7 @@ def mix(
     for dataset, found, source in zip(datasets, labels, sources, strict=True):
         of_label, labelled = np.full(256, IGNORE, dtype=np.uint8), np.zeros(1, dtype=bool)
         if found is not None and label_taxonomy is not None:
-            of_label = _ids(found.info.taxonomy, label_taxonomy)
+            of_label = class_ids(found.info.taxonomy, label_taxonomy)
             labelled = np.zeros(label_taxonomy.num_classes + 1, dtype=bool)
             labelled[of_label[np.flatnonzero(found.info.taxonomy.mask("labelled"))]] = True
             labelled[EMPTY] = True
@@ -221,7 +259,7 @@ def mix(
                 subset=source.subset,
                 proportion=source.proportion,
                 first=first,
-                class_of_source=_ids(dataset.info.taxonomy, taxonomy)[dataset.info.taxonomy.lookup()],
+                class_of_source=class_ids(dataset.info.taxonomy, taxonomy)[dataset.info.taxonomy.lookup()],
                 class_of_label=of_label,
                 labelled=labelled,
             )
@@ -276,7 +314,7 @@ def _kind(own: SemanticClass) -> str:
     return "foreground" if own.foreground else "ground" if own.ground else "neither foreground nor ground"
 
 
-def _ids(own: Taxonomy, united: Taxonomy) -> npt.NDArray[np.uint8]:
+def class_ids(own: Taxonomy, united: Taxonomy) -> npt.NDArray[np.uint8]:
     """Return the (256,) uint8 table from the ids of a taxonomy's classes to those of the united one; 255 stays."""
     table = np.full(256, IGNORE, dtype=np.uint8)
     table[EMPTY] = EMPTY

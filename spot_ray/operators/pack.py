@@ -28,13 +28,14 @@ from spot_ray.schema.sweep import Boxes
 from spot_ray.schema.taxonomy import IGNORE
 from spot_ray.storage.cache import Traffic
 
-STAGES = ("read", "beams", "deskew", "merge", "augment", "pack")
+STAGES = ("read", "beams", "deskew", "merge", "camera_view", "min_points", "augment", "pack")
 """The operators, in their order."""
 
 _REST: dict[str, type[np.generic]] = {
     "occupancy_index": np.int32,
     "network_from_label": np.float32,
     "boxes": np.float32,
+    "box_velocity": np.float32,
     "stage_s": np.float32,
     "point_class": np.uint8,
     "occupancy_class": np.uint8,
@@ -76,7 +77,8 @@ class Pack:
     Args:
         features: Names of the C input features.
         rig: The LiDARs of the dataset.
-        class_of_source: (65536,) uint8 table from source ids to the run's classes 1 to K.
+        class_of_source: (65536,) uint8 table from source ids of points to the run's classes 1 to K.
+        box_class_of_source: (65536,) uint8 table from source ids of boxes to the classes that boxes are of.
         labelled: (N + 1,) bool: which classes of the labels the dataset can label at all.
         point_labels: Whether to give each point's class.
         label_bytes: Length of `observed`.
@@ -88,6 +90,7 @@ class Pack:
         features: Sequence[str],
         rig: Sequence[LidarSpec],
         class_of_source: npt.NDArray[np.uint8],
+        box_class_of_source: npt.NDArray[np.uint8],
         labelled: npt.NDArray[np.bool_],
         point_labels: bool = False,
         label_bytes: int,
@@ -95,6 +98,7 @@ class Pack:
         self._features = tuple(features)
         self._rig = tuple(rig)
         self._class_of_source = class_of_source
+        self._box_class_of_source = box_class_of_source
         self._labelled = labelled
         self._point_labels = point_labels
         self._label_bytes = label_bytes
@@ -115,7 +119,10 @@ class Pack:
             "labelled": self._labelled,
             "network_from_label": sample.network_from_label,
             "boxes": boxes.boxes,
-            "box_class": self._class_of_source[boxes.source_class],
+            "box_class": self._box_class_of_source[boxes.source_class],
+            "box_velocity": np.full((len(boxes), 2), np.nan, np.float32)
+            if boxes.velocity is None
+            else boxes.velocity[:, :2],
         }
 
     def stand_in(self) -> Packed:
@@ -129,6 +136,7 @@ class Pack:
             "labelled": self._labelled,
             "network_from_label": np.eye(2, 3),
             "boxes": np.zeros((0, 7), np.float32),
+            "box_velocity": np.zeros((0, 2), np.float32),
             "box_class": np.zeros(0, np.uint8),
         }
 
@@ -212,6 +220,7 @@ def unpack(table: pa.Table, num_features: int, *, point_labels: bool = False) ->
         network_from_label=values["network_from_label"].reshape(size, 2, 3),
         boxes=values["boxes"].reshape(-1, 7),
         box_class=values["box_class"],
+        box_velocity=values["box_velocity"].reshape(-1, 2),
         box_offsets=_offsets(lengths["box_class"]),
         weight=table.column("weight").to_numpy().copy(),
         global_weight=float(table.column("global_weight")[0].as_py()),
@@ -254,6 +263,7 @@ def take(batch: Batch, samples: list[int]) -> Batch:
         network_from_label=batch.network_from_label[samples],
         boxes=batch.boxes[boxes],
         box_class=batch.box_class[boxes],
+        box_velocity=batch.box_velocity[boxes],
         box_offsets=packed(batch.box_offsets),
         weight=batch.weight[samples],
         datasets=batch.datasets[samples],

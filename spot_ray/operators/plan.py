@@ -17,9 +17,10 @@ from spot_ray.errors import ConfigError, DataError
 from spot_ray.operators.balance import Balance, ClassCounts, count_classes, foreground_classes
 from spot_ray.operators.config import DataConfig
 from spot_ray.operators.keys import Purpose, generator
-from spot_ray.operators.mixture import Member, Mixture
+from spot_ray.operators.mixture import Member, Mixture, box_taxonomies, class_ids
 from spot_ray.operators.shuffle import merge_orders, separate, window_of, window_order
 from spot_ray.schema.subset import Subset
+from spot_ray.schema.taxonomy import EMPTY, Taxonomy
 from spot_ray.storage.dataset import Dataset
 from spot_ray.storage.subset import frames_of
 
@@ -119,13 +120,14 @@ class Planner:
 
     Args:
         mixture: The datasets; their labels do not matter here.
-        config: The data plane; its `frames`, `balance` and `shuffle` count.
+        config: The data plane; its `frames`, `boxes`, `balance` and `shuffle` count.
         seed: Seed of the run.
         global_batch_size: Samples a step over all workers.
 
     Raises:
         ConfigError: If `global_batch_size` is not positive, or the data has nothing of what `balance` names or counts.
-        DataError: If a dataset lacks a part of its subset, or has no frame left.
+        DataError: If a dataset lacks a part of its subset, has no frame left, or detection is to be learned of frames
+            that are not annotated.
     """
 
     def __init__(self, mixture: Mixture, config: DataConfig, *, seed: int, global_batch_size: int) -> None:
@@ -138,8 +140,14 @@ class Planner:
         own = [select_frames(member.dataset, member.subset, config.frames) for member in mixture.members]
         self._frames = np.concatenate([f + m.first for f, m in zip(own, mixture.members, strict=True)])
         self._ends = np.cumsum([len(frames) for frames in own])
-        taxonomy = mixture.taxonomy
-        counts = ClassCounts.join([_counts(m, frames, mixture) for m, frames in zip(mixture.members, own, strict=True)])
+        taxonomy, taxonomies = box_taxonomies(mixture, config.boxes.classes)
+        detection = config.boxes.classes == "detection"
+        counts = ClassCounts.join(
+            [
+                _counts(member, frames, of, taxonomy, detection=detection)
+                for member, frames, of in zip(mixture.members, own, taxonomies, strict=True)
+            ]
+        )
         foreground = foreground_classes(taxonomy.class_names, taxonomy.mask("foreground"), config.balance)
         self._balance = Balance(counts, foreground, config.balance)
         self._shard, self._sequence, self._time_s = _places(mixture)
@@ -267,11 +275,38 @@ def select_frames(dataset: Dataset, subset: Subset | None, which: Literal["keyfr
     return frames[is_keyframe]
 
 
-def _counts(member: Member, frames: npt.NDArray[np.int64], mixture: Mixture) -> ClassCounts:
-    taxonomy = member.dataset.info.taxonomy
-    counts = count_classes(member.dataset.manifest, taxonomy, frames)
-    ids = np.array([0, *(mixture.taxonomy.id_of(name) for name in taxonomy.class_names)])
-    return counts.in_space(ids, mixture.taxonomy.num_classes)
+def check_annotated(dataset: Dataset, frames: npt.NDArray[np.int64]) -> None:
+    """Check that frames were annotated with boxes, be it with none: a detector would take others for empty.
+
+    Args:
+        dataset: The dataset.
+        frames: Indices of the frames.
+
+    Raises:
+        DataError: If one was not.
+    """
+    missing = frames[dataset.manifest.column("class_box_counts").is_null().to_numpy()[frames]]
+    if len(missing):
+        row = dataset.manifest.slice(int(missing[0]), 1).to_pylist()[0]
+        first = f"{row['sequence_id']}/{row['frame_id']}"
+        raise DataError(
+            f"{len(missing)} of {len(frames)} frames are not annotated with boxes, the first is {first}",
+            where=dataset.uri,
+            expected="frames whose objects are annotated, if only to say that there are none",
+            remedy="draw a subset or a split of annotated frames (spot-ray subset), or set data.boxes.classes=taxonomy",
+        )
+
+
+def _counts(
+    member: Member, frames: npt.NDArray[np.int64], own: Taxonomy, united: Taxonomy, *, detection: bool
+) -> ClassCounts:
+    if detection:
+        check_annotated(member.dataset, frames)
+    counts = count_classes(member.dataset.manifest, own, frames, boxes_only=detection)
+    counts = counts.in_space(class_ids(own, united)[: own.num_classes + 1], united.num_classes)
+    if detection:
+        counts.held[:, EMPTY] = True  # what holds none of the classes is background, not unlabelled
+    return counts
 
 
 def _places(

@@ -128,6 +128,7 @@ class ReadFrame:
         class_of_label: (256,) uint8 from the labels' classes to those of the run.
         grid: The grid to crop them to.
         columns: Point columns to read beside `xyz`; boxes are read too.
+        frame_columns: Parquet columns to read of the frame itself beside these and what training always needs.
         deskew: Give skewed sweeps without poses of their own those of the frames around them.
     """
 
@@ -140,6 +141,7 @@ class ReadFrame:
         class_of_label: npt.NDArray[np.uint8],
         grid: VoxelGrid,
         columns: Sequence[str],
+        frame_columns: Sequence[str] = (),
         deskew: bool = False,
     ) -> None:
         self._uri = uri
@@ -148,7 +150,7 @@ class ReadFrame:
         self._class_of_label = class_of_label
         self._grid = grid
         names = tuple(dict.fromkeys(("xyz", *columns)))
-        self.columns = columns_for((*names, "boxes"), info, bare=True)
+        self.columns = [*columns_for((*names, "boxes"), info, bare=True), *frame_columns]
         """Columns of a shard that are read of a frame."""
         self.older_columns = columns_for(names, info, bare=True)
         """Columns that are read of a sweep that is merged into one."""

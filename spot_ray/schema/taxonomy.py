@@ -21,6 +21,9 @@ IGNORE = 255
 UNLABELLED_SOURCE = 65535
 """Source class id of a point that its source left without a label."""
 
+_NO_COLOR = (120, 120, 120)
+"""Of a class of a benchmark that the taxonomy has no class for."""
+
 Task = Literal["detection", "segmentation"]
 """The downstream tasks that datasets have benchmarks of."""
 
@@ -174,6 +177,27 @@ class Taxonomy:
             task: `detection` or `segmentation`: N is the length of `detection_classes` or `segmentation_classes`.
         """
         return _table({source.id: getattr(source, task) for source in self.sources}, getattr(self, f"{task}_classes"))
+
+    def of_detection(self) -> Taxonomy | None:
+        """Return the detection benchmark's classes as a taxonomy of their own, over the same source ids.
+
+        All are foreground; each has the colour of the class that its first source id maps to. None: there are none.
+        """
+        if not self.detection_classes:
+            return None
+        targets: dict[str, str | None] = {}
+        for source in self.sources:
+            if source.detection is not None:
+                targets.setdefault(source.detection, source.target)
+        color_of = {c.name: c.color for c in self.classes}
+        return Taxonomy(
+            f"{self.name} detection",
+            tuple(
+                SemanticClass(name, color_of.get(targets[name] or "", _NO_COLOR), foreground=True)
+                for name in self.detection_classes
+            ),
+            tuple(SourceClass(source.id, source.name, source.detection) for source in self.sources),
+        )
 
     def class_counts(self, counts_by_source: npt.NDArray[np.integer]) -> npt.NDArray[np.int64]:
         """Return counts by class from counts by source class.

@@ -186,7 +186,16 @@ def test_draws_are_keyed_by_epoch_and_copy(sample, grid):
 
 
 def test_draws_cover_their_ranges(sample, grid):
-    operator = Augment(grid=grid, flip_x=True, flip_y=True, rotation_rad=(-0.5, 0.5), scale=(0.9, 1.1), seed=0, epoch=0)
+    operator = Augment(
+        grid=grid,
+        flip_x=True,
+        flip_y=True,
+        rotation_rad=(-0.5, 0.5),
+        scale=(0.9, 1.1),
+        scale_height=False,
+        seed=0,
+        epoch=0,
+    )
     moved = [operator(replace(sample, slot=replace(sample.slot, copy=copy))) for copy in range(400)]
     affines = np.array([m.network_from_label[:, :2] for m in moved])
     scale, angle = np.sqrt(np.linalg.det(affines)), np.arctan2(affines[:, 1, 0], affines[:, 0, 0])

@@ -36,6 +36,7 @@ def batch(uri: str) -> Batch:
         point_class=np.array([1, 255, 2, 3, 1, 255], np.uint8),
         boxes=BOXES,
         box_class=np.array([3, 1, 1], np.uint8),
+        box_velocity=np.array([[1, 2], [np.nan, np.nan], [-3, 0]], np.float32),
         box_offsets=np.array([0, 2, 2, 3]),
         weight=np.ones(3, np.float32),
         frames=("a/0", "a/1", "b/0"),

@@ -54,6 +54,7 @@ def packed(samples, features, **options):
         features=features,
         rig=RIG,
         class_of_source=TAXONOMY.lookup(),
+        box_class_of_source=TAXONOMY.lookup(),
         labelled=np.array([True, True, False]),
         label_bytes=len(samples[0].observed),
         **options,
@@ -166,7 +167,8 @@ def test_an_error_is_raised_where_its_sample_is_due(rows):
 
 def test_traffic_is_counted_once_however_blocks_are_cut(samples):
     pack = Pack(
-        features=("x", "y", "z"), rig=RIG, class_of_source=TAXONOMY.lookup(), labelled=np.ones(3, bool),
+        features=("x", "y", "z"), rig=RIG, class_of_source=TAXONOMY.lookup(),
+        box_class_of_source=TAXONOMY.lookup(), labelled=np.ones(3, bool),
         label_bytes=len(samples[0].observed),
     )  # fmt: skip
     nothing = np.zeros(len(STAGES))
