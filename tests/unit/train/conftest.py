@@ -120,7 +120,6 @@ def batch_of(
         boxes=np.zeros((0, 7), np.float32),
         box_velocity=np.zeros((0, 2), np.float32),
         box_class=np.zeros(0, np.uint8),
-        box_velocity=np.zeros((0, 2), np.float32),
         box_offsets=np.zeros(size + 1, np.int64),
         weight=weights,
         global_weight=float(weights.sum()) if global_weight is None else global_weight,
