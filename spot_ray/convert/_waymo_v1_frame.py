@@ -1,23 +1,20 @@
 """The messages of Waymo's `Frame` that a LiDAR dataset needs, declared here: neither TensorFlow nor Waymo's package.
 
 Names, numbers and types are those of `waymo_open_dataset/dataset.proto` and `label.proto` (release 1.6). What is not
-declared, camera images above all, is skipped on decoding. Two things are declared otherwise, with the same encoding:
-enums are numbers, and packed floats are `bytes`, which NumPy reads without a Python object a value.
+declared, camera images above all, is skipped on decoding. Enums are declared as numbers, and packed floats as `bytes`.
 """
 
 from __future__ import annotations
 
-import re
 import zlib
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
-from google.protobuf.message import DecodeError, Message
 
 from spot_ray.convert.files import AGAIN
 from spot_ray.errors import DataError
+from spot_ray.storage.protobuf import declare, decode
 
 MESSAGES: dict[str, tuple[str, ...]] = {
     "MatrixShape": ("repeated int32 dims = 1",),
@@ -81,39 +78,9 @@ MESSAGES: dict[str, tuple[str, ...]] = {
         "repeated Label laser_labels = 6",
     ),
 }
-"""The fields of each message as `.proto` files write them; `packed` stands for `repeated` with that option."""
+"""The fields of each message; see :func:`~spot_ray.storage.protobuf.declare`."""
 
-_PACKAGE = "spot_ray.waymo_v1"
-_FIELD = re.compile(r"(optional|repeated|packed) (\w+) (\w+) = (\d+)")
-
-
-def _make_classes() -> dict[str, type[Message]]:
-    kinds = descriptor_pb2.FieldDescriptorProto
-    file = descriptor_pb2.FileDescriptorProto(name="spot_ray/waymo_v1.proto", package=_PACKAGE, syntax="proto2")
-    for message_name, fields in MESSAGES.items():
-        message = file.message_type.add(name=message_name)
-        for text in fields:
-            match = _FIELD.fullmatch(text)
-            assert match is not None, text
-            rule, kind, name, number = match.groups()
-            field = message.field.add(name=name, number=int(number))
-            field.label = kinds.LABEL_OPTIONAL if rule == "optional" else kinds.LABEL_REPEATED
-            if rule == "packed":
-                field.options.packed = True
-            if kind in MESSAGES:
-                field.type = kinds.TYPE_MESSAGE
-                field.type_name = f".{_PACKAGE}.{kind}"
-            else:
-                field.type = kinds.Type.Value(f"TYPE_{kind.upper()}")
-    # A pool of its own, so that Waymo's package can be loaded in the same process.
-    pool = descriptor_pool.DescriptorPool()
-    pool.AddSerializedFile(file.SerializeToString())
-    return {
-        name: message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{_PACKAGE}.{name}")) for name in MESSAGES
-    }
-
-
-CLASSES = _make_classes()
+CLASSES = declare("spot_ray.waymo_v1", MESSAGES)
 """The class of each message of `MESSAGES`."""
 
 
@@ -128,17 +95,8 @@ def parse(name: str, data: bytes, *, where: str) -> Any:
     Raises:
         DataError: If the data is no such message.
     """
-    message = CLASSES[name]()
-    try:
-        message.ParseFromString(data)
-    except DecodeError as error:
-        raise DataError(
-            f"{len(data)} bytes are no {name} message: {error}",
-            where=where,
-            expected=f"waymo.open_dataset.{name}, as in the .tfrecord files of Waymo's perception data",
-            remedy=AGAIN,
-        ) from None
-    return message
+    expected = f"waymo.open_dataset.{name}, as in the .tfrecord files of Waymo's perception data"
+    return decode(CLASSES[name], data, where=where, expected=expected, remedy=AGAIN)
 
 
 def read_float_image(compressed: bytes, *, channels: int, what: str, where: str) -> npt.NDArray[np.float32]:
