@@ -40,7 +40,7 @@ class Detections:
                 continue
             if values.shape != shape:
                 raise DataError(f"{name} of detections has the shape {values.shape}", expected=f"{shape}")
-            wrong = ~np.isfinite(values).reshape(count, -1).all(axis=1)
+            wrong = ~np.isfinite(values).all(axis=tuple(range(1, values.ndim)))
             if wrong.any():
                 m = int(np.flatnonzero(wrong)[0])
                 raise DataError(f"{name} of detection {m} is {values[m].tolist()}", expected="finite numbers")
