@@ -6,8 +6,9 @@ OpenPCDet's `pcdet/datasets/once/once_eval` repeats:
 - Car, Bus and Truck count as one, Vehicle. Boxes match by their 3D IoU: over 0.7 for vehicles, 0.3 for pedestrians, 0.5
   for cyclists; not at all where their headings differ by more than 90 degrees.
 - Ranges are of the norm of the box's centre in the LiDAR's frame: all, below 30 m, 30 to 50 m, from 50 m on. A box
-  outside the range is *ignored*: what matches it counts neither way, and if found it is no false positive. The official
-  code marks boxes of **other** classes outside the range so, too; inside it they do not take part.
+  outside the range is *ignored*: as a true one it is no miss, what matches it counts neither way, and as a found one it
+  is no false alarm. The official code marks boxes of **other** classes outside the range so, too; inside it they do not
+  take part.
 - First, each true box in turn takes the free found one of the highest score among those that overlap it enough. The
   scores of these pairs give up to 51 thresholds, at the recalls 0, 1/50, … 1.
 - Then, at each threshold, each true box in turn takes the free found one of the largest IoU among those that reach the
@@ -82,7 +83,7 @@ class OnceBoxes:
                 continue
             if values.shape != shape:
                 raise DataError(f"{name} has the shape {values.shape}", expected=f"{shape}")
-            wrong = ~np.isfinite(values).reshape(count, -1).all(axis=1)
+            wrong = ~np.isfinite(values).all(axis=tuple(range(1, values.ndim)))
             if wrong.any():
                 m = int(np.flatnonzero(wrong)[0])
                 raise DataError(f"{name} of box {m} is {values[m].tolist()}", expected="finite numbers")

@@ -175,6 +175,15 @@ def read_boxes(rows: list[Any], where: str) -> npt.NDArray[np.float64]:
     Raises:
         DataError: Naming the first that is not finite or has a size that is not positive.
     """
+    try:
+        boxes = np.array(rows)
+    except ValueError:  # of several lengths
+        boxes = np.zeros(0)
+    # Not of text or None, which a dtype given beforehand would turn into numbers.
+    if boxes.ndim == 2 and boxes.shape[1] == 7 and boxes.dtype.kind in "iuf":
+        boxes = boxes.astype(np.float64)
+        if np.isfinite(boxes).all() and (boxes[:, 3:6] > 0).all():
+            return boxes
     for i, row in enumerate(rows):
         if not are_numbers(row, 7) or min(row[3:6]) <= 0:
             raise DataError(
