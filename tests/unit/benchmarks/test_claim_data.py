@@ -1,0 +1,60 @@
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.append(str(Path(__file__).parents[3] / "benchmarks"))
+
+from claim_data import derangement, detection_city, pretraining_city, shuffled_labels
+
+from spot_ray.geometry.grid import VoxelGrid
+from spot_ray.storage.dataset import open_dataset
+from spot_ray.storage.occupancy import open_occupancy
+from spot_ray.synthetic.world import World
+
+GRID = VoxelGrid((-8.0, -8.0, -1.0), (0.8, 0.8, 0.8), (20, 20, 5))
+
+
+def test_a_detection_city_has_sequences_apart_and_only_what_is_seen_within_reach(tmp_path: Path) -> None:
+    arguments = {"train_sequences": 2, "test_sequences": 1, "frames": 2, "every": 5, "reach_m": 40.0, "seed": 3}
+    result = detection_city(tmp_path, {}, preset="nuscenes", **arguments)
+    dataset = open_dataset(result["data"])
+    assert result["frames"] == len(dataset) == 6
+    rows = dataset.manifest.select(["sequence_id", "frame_id", "split"]).to_pylist()
+    assert [row["split"] for row in rows] == ["train"] * 4 + ["val"] * 2
+    assert [row["frame_id"] for row in rows] == ["000000", "000005"] * 3
+    world = World("nuscenes", seed=3, sequence=1, num_frames=6)
+    whole, found = world.sweep(5), dataset[3]
+    near = np.abs(whole.boxes.boxes[:, :2]).max(axis=1) < 40.0
+    kept = near & (whole.boxes.num_lidar_points >= 5)
+    assert 0 < kept.sum() < near.sum()
+    np.testing.assert_allclose(found.boxes.boxes, whole.boxes.boxes[kept], atol=1e-5)
+    assert found.boxes.track_id == [name for name, keep in zip(whole.boxes.track_id, kept, strict=True) if keep]
+    inside = np.abs(whole.xyz[:, :2]).max(axis=1) < 42.0
+    assert len(found) == inside.sum() < len(whole)
+    np.testing.assert_array_equal(found.ring, whole.ring[inside])
+    assert result["boxes"] == sum(len(sweep.boxes) for sweep in dataset)
+
+
+def test_shuffled_labels_are_those_of_other_frames(tmp_path: Path) -> None:
+    city = pretraining_city(tmp_path, {}, preset="waymo", sequences=2, frames=2, seed=3, grid=GRID)
+    result = shuffled_labels(tmp_path, {"city": city}, city="city", seed=0)
+    true, shuffled = (open_occupancy(city["data"], name) for name in ("default", result["labels"]))
+    assert len(true) == len(shuffled) == 4
+    assert shuffled.info.classes == true.info.classes
+    names = [(row["sequence_id"], row["frame_id"]) for row in true.manifest.to_pylist()]
+    sources = []
+    for name in names:
+        equal = [np.array_equal(true.get(*other).index, shuffled.get(*name).index) for other in names]
+        sources.append(equal.index(True))
+    assert sorted(sources) == [0, 1, 2, 3]
+    assert all(source != own for own, source in enumerate(sources))
+
+
+@pytest.mark.parametrize("count", [2, 3, 400])
+def test_a_derangement_leaves_nothing_in_place(count: int) -> None:
+    order = derangement(count, seed=5)
+    assert sorted(order) == list(range(count))
+    assert (order != np.arange(count)).all()
+    np.testing.assert_array_equal(order, derangement(count, seed=5))
