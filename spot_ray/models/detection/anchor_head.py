@@ -61,6 +61,8 @@ class AnchorHead(DetectionHead):
     """(K,) int64 anchor that a channel of `class` scores."""
     channel_of_anchor: Tensor
     """(2 N,) int64 channel of `class` that scores an anchor for its own class."""
+    _range_m: Tensor
+    """(2, 3) float32 lower and upper `[x, y, z]`."""
 
     def __init__(
         self,
@@ -155,7 +157,7 @@ class AnchorHead(DetectionHead):
         anchor, y, x = group.anchors.start + place[0], place[2], place[3]
         regressed = residuals[anchor, :, y, x]
         boxes = decode_boxes(regressed[:, :7], self.grid.at(anchor, y, x), directions[anchor, :, y, x].argmax(dim=1))
-        lower, upper = self._range_m[0], self._range_m[1]
+        lower, upper = self._range_m
         outside = ((boxes[:, :3] < lower) | (boxes[:, :3] > upper)).any(dim=1)
         inside = (~outside).nonzero()[:, 0]
         boxes, scores, classes = boxes[inside], scores[inside], classes[inside]
@@ -232,9 +234,8 @@ class _Branches(nn.Module):
             return nn.Conv2d(channels, num_anchors * num_outputs, 3, padding=1)
 
         self.classes = _branch(channels, _start_at_prior(last(num_classes)))
-        self.box = nn.ModuleDict(
-            {name: _branch(channels, _start_near_anchors(last(n))) for name, n in regressed.items()}
-        )
+        boxes = {name: _branch(channels, _start_near_anchors(last(n))) for name, n in regressed.items()}
+        self.box = nn.ModuleDict(boxes)
         self.direction = _branch(channels, last(2))
         self._num_anchors = num_anchors
 
