@@ -7,23 +7,14 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
-from spot_ray.config.load import suggestion
-from spot_ray.convert._kitti_text import numbers
 from spot_ray.convert.files import AGAIN, inside, read_text
 from spot_ray.errors import DataError
 from spot_ray.geometry import se3
 from spot_ray.schema.sweep import Boxes
-
-DONT_CARE = "DontCare"
-
-LABEL_COLUMNS = (
-    *("type", "truncated", "occluded", "alpha", "left", "top", "right", "bottom"),
-    *("height", "width", "length", "x", "y", "z", "rotation_y"),
-)
-"""The values of a row of a label file; results of detectors have a score behind them, labels have not."""
+from spot_ray.storage.kitti_text import DONT_CARE, LABEL_COLUMNS, object_rows
 
 DIFFICULTIES = ((40.0, 0, 0.15), (25.0, 1, 0.30), (25.0, 2, 0.50))
-"""Easy, moderate, hard: the 2D box must be higher than the first (pixels), occlusion and truncation at most the second
+"""Easy, moderate, hard: the 2D box must be as high as the first (pixels), occlusion and truncation at most the second
 and the third (the benchmark's `evaluate_object`)."""
 
 Float = npt.NDArray[np.float64]
@@ -50,30 +41,12 @@ def read_label(
     types: list[int] = []
     rows: list[list[float]] = []
     ignored: list[list[float]] = []
-    for row, line in enumerate(read_text(root, relative, "label file").splitlines(), 1):
-        kind, *values = line.split() or [""]
-        if not kind:
-            continue
-        where = f"{inside(root, relative)}, row {row}"
-        if 1 + len(values) != len(LABEL_COLUMNS):
-            raise DataError(
-                f"the row has {1 + len(values)} values",
-                where=where,
-                expected=f"{len(LABEL_COLUMNS)}: {', '.join(LABEL_COLUMNS)}",
-                remedy="give labels, not the results of a detector" if len(values) == len(LABEL_COLUMNS) else AGAIN,
-            )
-        label = numbers(values, len(values), where)
+    text, file = read_text(root, relative, "label file"), inside(root, relative)
+    for row, kind, label in object_rows(text, file, LABEL_COLUMNS, (*id_of_type, DONT_CARE), remedy=AGAIN):
         if kind == DONT_CARE:
             ignored.append(label[3:7])
             continue
-        if kind not in id_of_type:
-            raise DataError(
-                f"unknown object type {kind!r}",
-                where=where,
-                expected=f"one of {', '.join(id_of_type)}, {DONT_CARE}",
-                remedy=suggestion(kind, [*id_of_type, DONT_CARE]),
-            )
-        _check(label, where)
+        _check(label, f"{file}, row {row}")
         types.append(id_of_type[kind])
         rows.append(label)
     table = np.array(rows, dtype=np.float64).reshape(-1, len(LABEL_COLUMNS) - 1)
@@ -121,7 +94,7 @@ def difficulty(height_px: Float, occlusion: Float, truncation: Float) -> npt.NDA
     """
     result = np.full(len(height_px), -1, dtype=np.int32)
     for level, (height, occluded, truncated) in reversed(list(enumerate(DIFFICULTIES))):
-        result[(height_px > height) & (occlusion <= occluded) & (truncation <= truncated)] = level
+        result[(height_px >= height) & (occlusion <= occluded) & (truncation <= truncated)] = level
     return result
 
 

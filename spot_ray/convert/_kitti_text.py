@@ -11,6 +11,7 @@ import numpy.typing as npt
 from spot_ray.convert.files import AGAIN, inside, read_text
 from spot_ray.errors import DataError
 from spot_ray.geometry import se3
+from spot_ray.storage.kitti_text import numbers
 
 POINT_COLUMNS = ("x", "y", "z", "reflectance")
 """The values of a point in `velodyne/*.bin`."""
@@ -62,34 +63,10 @@ def read_rows(root: str, relative: str, what: str, num_columns: int) -> Float:
     where = inside(root, relative)
     # A row's place is the frame that it is of, so an empty one between others is an error too.
     rows = [
-        numbers(line.split(), num_columns, f"{where}, row {row}")
+        numbers(line.split(), num_columns, f"{where}, row {row}", remedy=AGAIN)
         for row, line in enumerate(text.rstrip().splitlines(), 1)
     ]
     return np.array(rows, dtype=np.float64).reshape(-1, num_columns)
-
-
-def numbers(values: list[str], count: int, where: str) -> list[float]:
-    """Return the numbers that a row of a text file holds.
-
-    Args:
-        values: The row, split.
-        count: How many there should be.
-        where: File and row, for messages.
-
-    Raises:
-        DataError: If there are more or fewer, or one is no finite number.
-    """
-    if len(values) != count:
-        raise DataError(f"the row has {len(values)} values", where=where, expected=f"{count} numbers", remedy=AGAIN)
-    found = []
-    for value in values:
-        try:
-            found.append(float(value))
-        except ValueError:
-            found.append(np.nan)
-        if not np.isfinite(found[-1]):
-            raise DataError(f"the row holds {value!r}", where=where, expected=f"{count} finite numbers", remedy=AGAIN)
-    return found
 
 
 def read_calibration(
@@ -121,7 +98,7 @@ def read_calibration(
         if name in found:
             raise DataError(f"the line {name!r} occurs twice", where=here, expected="each line once")
         width = 3 if name in _ROTATIONS else 4
-        matrix = np.array(numbers(values.split(), 3 * width, here)).reshape(3, width)
+        matrix = np.array(numbers(values.split(), 3 * width, here, remedy=AGAIN)).reshape(3, width)
         if name not in PROJECTIONS and not se3.is_rigid(homogeneous(matrix)):
             raise DataError(
                 f"the line {name!r} is no rigid transform: {matrix.tolist()}",
