@@ -40,7 +40,7 @@ from spot_ray.operators.pack import take
 from spot_ray.recipes.pretraining import pretraining_recipe
 from spot_ray.schema.taxonomy import PAPER_TAXONOMY
 from spot_ray.train.config import PretrainConfig
-from spot_ray.train.learner import build_learner
+from spot_ray.train.pretraining import build_learner
 
 BATCH_SIZE = 2
 NUM_BATCHES = 4

@@ -54,7 +54,8 @@ from spot_ray.recipes.pretraining import pretraining_recipe
 from spot_ray.schema.taxonomy import PAPER_TAXONOMY
 from spot_ray.train.config import PretrainConfig
 from spot_ray.train.labels import class_weights, tensor_of
-from spot_ray.train.learner import Learner, build_learner
+from spot_ray.train.learner import Learner
+from spot_ray.train.pretraining import build_learner
 
 NUM_BATCHES = 4
 WARM_UP = 3

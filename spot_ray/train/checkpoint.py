@@ -7,10 +7,11 @@ read; the damaged ones that are passed over are named.
 from __future__ import annotations
 
 import functools
+import json
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal, NamedTuple, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -36,12 +37,14 @@ from spot_ray.train.checkpoint_files import (
     read_marker,
 )
 from spot_ray.train.checkpoint_folders import checkpoint_folders, is_checkpoint_name, latest_checkpoint
-from spot_ray.train.config import PretrainConfig
+from spot_ray.train.config import PretrainConfig, RunConfig
 from spot_ray.train.credentials import without_credentials
 from spot_ray.train.provenance import Origin, Provenance
 from spot_ray.train.state import RunState
 
 T = TypeVar("T")
+D = TypeVar("D")
+C = TypeVar("C", bound=RunConfig)
 
 WeightsAsked = Literal["auto", "trained", "averaged"]
 """`auto`: the moving average where a checkpoint has one."""
@@ -118,7 +121,27 @@ class SavedCheckpoint:
     provenance: Provenance | None
 
 
-class StoredWeights(NamedTuple):
+@dataclass(frozen=True)
+class CheckpointFormat(Generic[D, C]):
+    """What the JSON files of a task's checkpoints hold.
+
+    Args:
+        task: The task, as its description names it.
+        description: What the weights mean.
+        config: The run.
+    """
+
+    task: str
+    description: type[D]
+    config: type[C]
+
+
+OCCUPANCY = CheckpointFormat("occupancy", ModelDescription, PretrainConfig)
+"""Checkpoints of pre-training; their descriptions, the oldest, name no task."""
+
+
+@dataclass(frozen=True, eq=False)
+class StoredWeights(Generic[D, C]):
     """The weights of a checkpoint.
 
     Args:
@@ -133,13 +156,16 @@ class StoredWeights(NamedTuple):
     """
 
     tensors: dict[str, Tensor]
-    description: ModelDescription
+    description: D
     uri: str
     kind: WeightsKind
     digest: str
-    config: PretrainConfig
+    config: C
     step: int
     provenance: Provenance | None
+
+
+OccupancyWeights = StoredWeights[ModelDescription, PretrainConfig]
 
 
 @dataclass(frozen=True, eq=False)
@@ -251,18 +277,33 @@ def load_model(uri: str, device: torch.device | str = "cpu", *, weights: Weights
     )
 
 
-def read_weights(uri: str, *, weights: WeightsAsked = "auto") -> StoredWeights:
+def read_weights(uri: str, *, weights: WeightsAsked = "auto") -> OccupancyWeights:
+    """Return the state dict of a checkpoint of pre-training, as :func:`read_stored` does."""
+    return read_stored(uri, OCCUPANCY, weights=weights)
+
+
+def read_stored(uri: str, format: CheckpointFormat[D, C], *, weights: WeightsAsked = "auto") -> StoredWeights[D, C]:
     """Return a checkpoint's state dict on the CPU, and what it means.
 
     Args:
         uri: A checkpoint's folder, or a run's: then its newest that is whole; those passed over are logged.
+        format: The task that it is of.
         weights: The trained weights, or their moving average; `auto`: the average where there is one.
 
     Raises:
-        CheckpointError: If the checkpoint is missing, damaged, incomplete, of another format, or has no average and
-            that is asked for.
+        CheckpointError: If the checkpoint is missing, damaged, incomplete, of another format or task, or has no average
+            and that is asked for.
     """
-    return _read(uri, functools.partial(_weights, asked=weights))
+    return _read(uri, functools.partial(_weights, format=format, asked=weights))
+
+
+def read_task(uri: str) -> str:
+    """Return the task whose checkpoint it is, or that of the newest whole one of a run, such as `occupancy`.
+
+    Raises:
+        CheckpointError: If the checkpoint is missing, damaged or incomplete.
+    """
+    return _read(uri, _task)
 
 
 def read_description(uri: str) -> ModelDescription:
@@ -271,7 +312,7 @@ def read_description(uri: str) -> ModelDescription:
     Raises:
         CheckpointError: If the checkpoint is missing, damaged or incomplete.
     """
-    return _read(uri, lambda files: files.parse(ModelDescription, DESCRIPTION_FILE))
+    return _read(uri, functools.partial(_description, format=OCCUPANCY))
 
 
 def read_origin(init: str | None, *, resumed: SavedCheckpoint | None) -> Origin | None:
@@ -289,18 +330,25 @@ def read_origin(init: str | None, *, resumed: SavedCheckpoint | None) -> Origin 
     if init is None:
         return None
     try:
-        stored = read_weights(init)
+        return _read(init, _origin)
     except CheckpointError:
         if resumed is None:
             raise
         return Origin(without_credentials(uris.absolute(init)), "", None)
-    return Origin(without_credentials(stored.uri), stored.digest, stored.provenance)
 
 
-def read_config(run_uri: str) -> PretrainConfig | None:
-    """Return the config that a run's folder holds, or None if no run is there."""
+def read_config(run_uri: str, config: type[C]) -> C | None:
+    """Return the config that a run's folder holds, or None if no run is there.
+
+    Args:
+        run_uri: The run's folder.
+        config: Its type.
+
+    Raises:
+        ConfigError: If it is of another type, or damaged.
+    """
     file = uris.join(run_uri, CONFIG_FILE)
-    return from_json(PretrainConfig, uris.read_bytes(file), where=file) if uris.exists(file) else None
+    return from_json(config, uris.read_bytes(file), where=file) if uris.exists(file) else None
 
 
 def load_strictly(model: nn.Module, weights: dict[str, Tensor], where: str) -> None:
@@ -393,7 +441,7 @@ def _saved(files: CheckpointFiles) -> SavedCheckpoint:
     return SavedCheckpoint(files.uri, files.parse(StoredState, STATE_FILE).run, tensors, _provenance(files))
 
 
-def _weights(files: CheckpointFiles, *, asked: WeightsAsked) -> StoredWeights:
+def _weights(files: CheckpointFiles, *, format: CheckpointFormat[D, C], asked: WeightsAsked) -> StoredWeights[D, C]:
     has_average = AVERAGED_FILE in files
     if asked == "averaged" and not has_average:
         raise CheckpointError(
@@ -402,18 +450,49 @@ def _weights(files: CheckpointFiles, *, asked: WeightsAsked) -> StoredWeights:
             expected="one of a run that keeps a moving average (train.ema_decay)",
             remedy="ask for the trained weights",
         )
-    kind: WeightsKind = "averaged" if has_average and asked != "trained" else "trained"
-    name = AVERAGED_FILE if kind == "averaged" else MODEL_FILE
+    name, kind = _weights_file(files, asked)
     return StoredWeights(
         tensors=files.tensors(name),
-        description=files.parse(ModelDescription, DESCRIPTION_FILE),
+        description=_description(files, format=format),
         uri=files.uri,
         kind=kind,
         digest=files.digest(name),
-        config=files.parse(PretrainConfig, CONFIG_FILE),
+        config=files.parse(format.config, CONFIG_FILE),
         step=files.parse(StoredState, STATE_FILE).run.step,
         provenance=_provenance(files),
     )
+
+
+def _weights_file(files: CheckpointFiles, asked: WeightsAsked) -> tuple[str, WeightsKind]:
+    if AVERAGED_FILE in files and asked != "trained":
+        return AVERAGED_FILE, "averaged"
+    return MODEL_FILE, "trained"
+
+
+def _description(files: CheckpointFiles, *, format: CheckpointFormat[D, Any]) -> D:
+    task = _task(files)
+    if task != format.task:
+        raise CheckpointError(
+            f"the checkpoint is one of {task}",
+            where=files.uri,
+            expected=f"one of {format.task}",
+            remedy="name the checkpoint of another run",
+        )
+    return files.parse(format.description, DESCRIPTION_FILE)
+
+
+def _task(files: CheckpointFiles) -> str:
+    try:
+        content = json.loads(files.read(DESCRIPTION_FILE))
+    except ValueError:
+        content = None  # told of where it is parsed
+    task = content.get("task", OCCUPANCY.task) if isinstance(content, dict) else OCCUPANCY.task
+    return str(task)
+
+
+def _origin(files: CheckpointFiles) -> Origin:
+    name, _ = _weights_file(files, "auto")
+    return Origin(without_credentials(files.uri), files.digest(name), _provenance(files))
 
 
 def _provenance(files: CheckpointFiles) -> Provenance | None:

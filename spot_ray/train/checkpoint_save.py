@@ -10,7 +10,7 @@ from torch import Tensor
 from spot_ray.config.load import to_json
 from spot_ray.storage import uri as uris
 from spot_ray.storage.whole_file import WholeFile
-from spot_ray.train.checkpoint import ModelDescription, StoredState, TrainTensors
+from spot_ray.train.checkpoint import StoredState, TrainTensors
 from spot_ray.train.checkpoint_files import (
     AVERAGED_FILE,
     COMPLETE_FILE,
@@ -24,7 +24,7 @@ from spot_ray.train.checkpoint_files import (
     Marker,
 )
 from spot_ray.train.checkpoint_folders import checkpoint_uri
-from spot_ray.train.config import PretrainConfig
+from spot_ray.train.config import RunConfig
 from spot_ray.train.provenance import Provenance
 from spot_ray.train.state import RunState
 from spot_ray.train.tensor_file import write_tensors
@@ -36,8 +36,8 @@ def write_checkpoint(
     tensors: TrainTensors,
     *,
     figures: Mapping[str, float],
-    config: PretrainConfig,
-    description: ModelDescription,
+    config: RunConfig,
+    description: object,
     provenance: Provenance,
 ) -> str:
     """Write a checkpoint: its files, then its marker, which makes it visible.

@@ -11,11 +11,11 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from spot_ray.errors import ConfigError, DataError, SpotRayError, StoreError
 from spot_ray.storage.patience import MINUTES, Patience, try_patiently
-from spot_ray.train.checkpoint import ModelDescription, TrainTensors
+from spot_ray.train.checkpoint import TrainTensors
 from spot_ray.train.checkpoint_folders import checkpoint_folders, checkpoint_uri, latest_checkpoint
 from spot_ray.train.checkpoint_keeping import Figures, superfluous_steps, whole_checkpoints
 from spot_ray.train.checkpoint_save import remove_checkpoint, write_checkpoint
-from spot_ray.train.config import PretrainConfig
+from spot_ray.train.config import RunConfig
 from spot_ray.train.provenance import Provenance
 from spot_ray.train.state import RunState
 
@@ -53,8 +53,8 @@ class CheckpointWriter:
         self,
         run_uri: str,
         *,
-        config: PretrainConfig,
-        description: ModelDescription,
+        config: RunConfig,
+        description: object,
         provenance: Provenance,
         keep: int,
         keep_best: str | None,

@@ -20,7 +20,7 @@ from spot_ray.estimate import GIGABYTE, Estimate, Measurement, Requests, peak_me
 from spot_ray.operators.batch import Batch
 from spot_ray.operators.chain import DatasetChain, build_chain
 from spot_ray.operators.history import find_history
-from spot_ray.operators.mixture import DataSource, Member, Mixture, Sources
+from spot_ray.operators.mixture import DataSource, Member, Mixture, Sources, common_grid
 from spot_ray.operators.plan import EpochPlan
 from spot_ray.operators.stream import iterate
 from spot_ray.session import num_cores
@@ -29,7 +29,7 @@ from spot_ray.storage.codec import LABEL_COLUMNS
 from spot_ray.storage.shard_cost import ShardCost, cost_of_shards, uploading
 from spot_ray.storage.shards import MOST_KEPT
 from spot_ray.train.checkpoint_folders import checkpoint_folders
-from spot_ray.train.config import PretrainConfig
+from spot_ray.train.config import PretrainConfig, RunConfig
 from spot_ray.train.run import Resume, Run, prepare_run
 from spot_ray.train.worker import learner_of
 
@@ -166,7 +166,7 @@ def _read(run: Run, mixture: Mixture, share: int, seconds: float) -> tuple[list[
     stream = iterate(
         mixture,
         config.data,
-        grid=config.grid,
+        grid=run.task.grid,
         seed=config.train.seed,
         epoch=0,
         global_batch_size=share,
@@ -304,7 +304,7 @@ def _traffic(
         cache: Where shards are kept, or None.
     """
     config = run.config.data
-    chain = build_chain(mixture, config, run.config.grid, seed=run.config.train.seed, epoch=0)
+    chain = build_chain(mixture, config, run.task.grid or common_grid(mixture), seed=run.config.train.seed, epoch=0)
     member_of = mixture.member_of(plan.frame)
     costs = [
         _member_cost(member, of, plan.frame[member_of == number] - member.first, run.config)
@@ -345,7 +345,7 @@ def _traffic(
     return _Traffic(total, requests, (note, *told))
 
 
-def _member_cost(member: Member, chain: DatasetChain, frames: np.ndarray, config: PretrainConfig) -> _MemberCost:
+def _member_cost(member: Member, chain: DatasetChain, frames: np.ndarray, config: RunConfig) -> _MemberCost:
     """Return what an epoch reads of a dataset.
 
     Args:
@@ -398,7 +398,7 @@ class _Checkpoints:
     def of(cls, run: Run, steps: int) -> _Checkpoints:
         """Return what `steps` steps of a run write."""
         train = run.config.train
-        model = run.build_model()
+        model = run.task.build_model()
         weights = sum(tensor.nbytes + _HEADER_BYTES for tensor in model.state_dict().values())
         moments = sum(2 * parameter.nbytes + 4 + 3 * _HEADER_BYTES for parameter in model.parameters())
         files = [weights, moments] if train.ema_decay is None else [weights, moments, weights]

@@ -17,7 +17,7 @@ from spot_ray.models.state_dict.mmdet3d import MMDET3D_LAYOUTS, to_mmdet3d_names
 from spot_ray.models.state_dict.openpcdet import OPENPCDET_LAYOUTS, to_openpcdet_names
 from spot_ray.models.state_dict.rename import TRANSFERRED
 from spot_ray.storage import uri as uris
-from spot_ray.train.checkpoint import StoredWeights, WeightsAsked, read_weights
+from spot_ray.train.checkpoint import OccupancyWeights, WeightsAsked, read_weights
 from spot_ray.train.credentials import without_credentials
 from spot_ray.train.export_config import mmdet3d_config, openpcdet_config
 from spot_ray.train.export_report import (
@@ -142,7 +142,7 @@ def _check_free(out: str, *, overwrite: bool) -> None:
 
 
 def _translated(
-    stored: StoredWeights, to: str, detector: str | None, out: str
+    stored: OccupancyWeights, to: str, detector: str | None, out: str
 ) -> tuple[dict[str, Tensor], str | None, str]:
     """Return the tensors by the names of the other codebase, a config of it, and what that must say."""
     model, features = stored.config.model, stored.description.features

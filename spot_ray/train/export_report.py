@@ -11,7 +11,7 @@ import numpy as np
 from spot_ray.geometry import se3
 from spot_ray.models.config import ModelConfig
 from spot_ray.schema.sensors import LidarSpec, Matrix
-from spot_ray.train.checkpoint import StoredWeights, WeightsKind
+from spot_ray.train.checkpoint import OccupancyWeights, WeightsKind
 from spot_ray.train.provenance import Provenance
 from spot_ray.train.provenance import render as render_provenance
 
@@ -110,7 +110,7 @@ class ExportReport:
     version: str
 
 
-def feature_scales(stored: StoredWeights) -> dict[str, str]:
+def feature_scales(stored: OccupancyWeights) -> dict[str, str]:
     """Return what each input feature is, as :func:`~spot_ray.operators.features.point_features` makes it."""
     rig = [lidar for _, lidar in _rig(stored.provenance)]
     return {
@@ -119,7 +119,7 @@ def feature_scales(stored: StoredWeights) -> dict[str, str]:
     }
 
 
-def lidar_frames(stored: StoredWeights) -> tuple[LidarFrame, ...]:
+def lidar_frames(stored: OccupancyWeights) -> tuple[LidarFrame, ...]:
     """Return the LiDARs of the datasets that a checkpoint was trained on."""
     range_m = stored.config.model.voxel.point_cloud_range_m
     return tuple(lidar_frame(dataset, lidar, range_m) for dataset, lidar in _rig(stored.provenance))

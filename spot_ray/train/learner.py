@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from spot_ray.geometry.grid import VoxelGrid
-from spot_ray.losses.occupancy import UNLABELLED_LOGIT, occupancy_loss
+from spot_ray.models.backbone import BevNetwork
 from spot_ray.models.batch_norm import SyncedBatchNorm, synchronise_batch_norm
-from spot_ray.models.spot import OccupancyModel
 from spot_ray.operators.batch import Batch
 from spot_ray.operators.pack import take
-from spot_ray.schema.taxonomy import Taxonomy
-from spot_ray.train.config import PretrainConfig
+from spot_ray.train.config import RunConfig
 from spot_ray.train.distribution import distribute, exchange, gradient_norm, in_lockstep, num_workers, unwrapped
 from spot_ray.train.ema import WeightAverage
-from spot_ray.train.labels import class_weights, tensor_of, to_labels
+from spot_ray.train.labels import tensor_of
 from spot_ray.train.metrics import StepResult
 from spot_ray.train.optimiser import build_optimiser, one_cycle, set_schedule
 from spot_ray.train.step_clock import StepClock
-from spot_ray.train.voxel_counts import voxel_counts
-
-LossFunction = Callable[[Tensor, Batch], tuple[Tensor, Tensor]]
-"""(logits, batch) to ((B, 3) total, cross-entropy and Lovász a sample, (N + 1, 3) counts of `voxel_counts`)."""
+from spot_ray.train.task import Objective
 
 
 class Learner:
@@ -35,9 +29,10 @@ class Learner:
     all of them agree, without a word and without waiting for the device.
 
     Args:
-        network: `(points, point_offsets, network_from_label) -> (B, N + 1, nz, ny, nx)`, perhaps spread over workers.
+        network: The network, perhaps spread over workers.
         optimiser: The optimiser of its parameters: a fused one of torch, which can leave a step out on the device.
-        loss: See `LossFunction`.
+        inputs: What the network is called with, of a batch; see :meth:`~spot_ray.train.task.Task.inputs`.
+        loss: See :data:`~spot_ray.train.task.Objective`.
         schedule: Global step to (learning rate, first momentum).
         clip_norm: Gradient norm clip.
         micro_batch_size: Most samples to compute at once; gradients of the rest are accumulated.
@@ -45,6 +40,7 @@ class Learner:
         world_size: Number of workers.
         average: Keeps the moving average of the weights, or None.
         keeps_statistics: Put batch norm's statistics back after a step that is not finite.
+        frozen: Parts of the network that stay in evaluation mode.
         clock: Told which part of a step begins.
     """
 
@@ -53,7 +49,8 @@ class Learner:
         *,
         network: nn.Module,
         optimiser: torch.optim.Optimizer,
-        loss: LossFunction,
+        inputs: Callable[[Batch, torch.device | str], tuple[Tensor, ...]],
+        loss: Objective,
         schedule: Callable[[int], tuple[float, float]],
         clip_norm: float,
         micro_batch_size: int,
@@ -61,6 +58,7 @@ class Learner:
         world_size: int = 1,
         average: WeightAverage | None = None,
         keeps_statistics: bool = False,
+        frozen: Sequence[nn.Module] = (),
         clock: StepClock | None = None,
     ) -> None:
         self.network = network
@@ -68,7 +66,9 @@ class Learner:
         self.device = device
         self.average = average
         self.clock = StepClock(device) if clock is None else clock
+        self._inputs = inputs
         self._loss = loss
+        self._frozen = tuple(frozen)
         self._schedule = schedule
         self._clip_norm = clip_norm
         self._micro_batch_size = micro_batch_size
@@ -110,9 +110,10 @@ class Learner:
             self._set_idle(idle)
             micro = take(batch, part)
             with exchange(self.network, last=number + 1 == len(parts)):
-                logits = self._forward(micro)
+                self.clock.mark("copy")
+                outputs = self.network(*self._inputs(micro, self.device))
                 self.clock.mark("loss")
-                part_losses, part_counts = self._loss(logits, micro)
+                part_losses, part_counts = self._loss(outputs, micro)
                 scale = tensor_of(micro.weight, self.device) * (self._world_size / batch.global_weight)
                 self.clock.mark("backward")
                 (part_losses[:, 0] * scale).sum().backward()
@@ -158,50 +159,49 @@ class Learner:
             module.contributes = not idle
         # Synchronised statistics wait for every worker, so that its layers must be in training mode in all of them.
         self.network.train(mode=not idle or bool(self._synced))
-
-    def _forward(self, batch: Batch) -> Tensor:
-        self.clock.mark("copy")
-        # The affine stays on the CPU, where the network looks at it without waiting for the device.
-        logits: Tensor = self.network(
-            tensor_of(batch.points, self.device),
-            tensor_of(batch.point_offsets, self.device),
-            tensor_of(batch.network_from_label, "cpu"),
-        )
-        return logits
+        for part in self._frozen:
+            part.eval()
 
 
-def build_learner(
+def learner_for(
     model: nn.Module,
-    config: PretrainConfig,
+    config: RunConfig,
     *,
-    taxonomy: Taxonomy,
-    grid: VoxelGrid,
+    inputs: Callable[[Batch, torch.device | str], tuple[Tensor, ...]],
+    loss: Objective,
     device: torch.device | str,
     total_steps: int,
     world_size: int | None = None,
+    frozen: Sequence[nn.Module] = (),
+    lr_factor: Callable[[str], float] = lambda _: 1.0,
 ) -> Learner:
     """Return the learner that a config describes, spread over the workers of the process group, if there is one.
 
     Args:
         model: The network, on `device`, prepared for it, the same in every worker; it may be changed and wrapped.
         config: The run.
-        taxonomy: The classes of the labels.
-        grid: The label grid.
+        inputs: What the network is called with.
+        loss: The loss of its outputs.
         device: The training device.
         total_steps: Global steps of the whole run, for the schedule.
         world_size: Number of workers that share a global batch; None: those of the process group.
+        frozen: Parts of the network that do not learn.
+        lr_factor: The learning rate of a parameter, by its name, over that of the schedule.
     """
     train = config.train
     clock = StepClock(device)
-    if isinstance(model, OccupancyModel):
+    if isinstance(model, BevNetwork):
         model.mark = clock.mark
+    for part in frozen:
+        part.requires_grad_(False)
     if train.sync_batch_norm and num_workers() > 1:
         synchronise_batch_norm(model)
     network = distribute(model, parallel=train.parallel, device=device)
     return Learner(
         network=network,
-        optimiser=build_optimiser(model, config.optimiser),
-        loss=occupancy_objective(config, taxonomy=taxonomy, grid=grid, device=device),
+        optimiser=build_optimiser(model, config.optimiser, lr_factor=lr_factor),
+        inputs=inputs,
+        loss=loss,
         schedule=lambda step: one_cycle(step, total_steps, config.optimiser),
         clip_norm=config.optimiser.clip_norm,
         micro_batch_size=train.micro_batch_size,
@@ -209,39 +209,6 @@ def build_learner(
         world_size=num_workers() if world_size is None else world_size,
         average=None if train.ema_decay is None else WeightAverage(model, train.ema_decay),
         keeps_statistics=train.on_non_finite == "skip",
+        frozen=frozen,
         clock=clock,
     )
-
-
-def occupancy_objective(
-    config: PretrainConfig, *, taxonomy: Taxonomy, grid: VoxelGrid, device: torch.device | str
-) -> LossFunction:
-    """Return the pre-training loss (paper, Eq. 3) of logits against a batch's occupancy.
-
-    A class that a sample's dataset cannot label is left out of its softmax.
-    """
-    weights = class_weights(taxonomy, config.loss, device)
-
-    def objective(logits: Tensor, batch: Batch) -> tuple[Tensor, Tensor]:
-        labels = to_labels(
-            batch,
-            grid,
-            device,
-            point_cloud_range_m=config.model.voxel.point_cloud_range_m,
-            mask_unobserved=config.loss.mask_unobserved,
-        )
-        labelled = None if batch.labelled.all() else tensor_of(batch.labelled, device)
-        loss = occupancy_loss(
-            logits,
-            labels,
-            weights,
-            lovasz_weight=config.loss.lovasz_weight,
-            over_present=config.loss.lovasz_over_present,
-            labelled=labelled,
-        )
-        predicted = logits.detach()
-        if labelled is not None:
-            predicted = predicted.masked_fill(~labelled[:, :, None, None, None], UNLABELLED_LOGIT)
-        return torch.stack([loss.total, loss.cross_entropy, loss.lovasz], dim=1), voxel_counts(predicted, labels)
-
-    return objective

@@ -4,7 +4,7 @@ A line of `metrics.jsonl` is of the steps since the line before, over all worker
 the loggers of `loggers.py` have the same names, those without a slash below `train/`.
 
     epoch, samples, wall_time_s   how far the run is; `samples` counts planned samples, left out or not
-    loss, cross_entropy, lovasz   means over the samples that were trained on
+    loss, cross_entropy, lovasz   means over the samples that were trained on; a detector has other parts
     grad_norm, lr                 of the last step (the norm: of the last that was taken), before clipping
     geometric_iou, miou, iou/…    of the predictions in training: occupied against empty; mean over the classes; a class
     skipped_steps                 steps that were not taken since their gradient was not finite; the figures above are
@@ -21,7 +21,7 @@ the loggers of `loggers.py` have the same names, those without a slash below `tr
     data_wait                     share of the time for which a worker waited for its batch, mean over the workers: the
                                   host's time, whether the GPU had work meanwhile or not
     data/ready_batches            batches that were ready when a step asked for one, mean
-    data/…_ms                     time in an operator (read, beams, deskew, merge, augment, pack) a sample, mean, in
+    data/…_ms                     time in an operator (read, beams, deskew, merge, …, pack) a sample, mean, in
                                   whatever process it ran: their sum is what one core needs for a sample
     data/store_mb                 read from a remote store a sample, into the cache or past it (10^6 bytes)
     data/cache_mb                 read from the cache on the local disk a sample
@@ -58,7 +58,7 @@ class StepResult:
     """What one step leaves behind; tensors stay on the device, so that nobody waits for it.
 
     Args:
-        losses: (B, 3) float32 a sample: total, cross-entropy, Lovász.
+        losses: (B, L) float32 a sample, the total first: of pre-training total, cross-entropy and Lovász.
         weight: (B,) float32 weight of each sample.
         counts: (N + 1, 3) int64, see :func:`~spot_ray.train.voxel_counts.voxel_counts`.
         grad_norm: () float32 norm of the gradient before clipping.
@@ -111,8 +111,9 @@ class StepMeter:
     """Sums over the steps since the last line of metrics, over all workers.
 
     Args:
-        class_names: Names of the classes 1 to N.
+        class_names: Names of the classes 1 to N whose voxels are counted.
         device: The training device.
+        loss_names: Names of the L losses.
         world_size: Number of workers; all must ask for their figures at the same steps.
         clock: Times the phases of the steps, or None: there are no figures of them.
         peak_flops: Floating-point operations that the device can do a second, or None: utilisation is not told.
@@ -124,6 +125,7 @@ class StepMeter:
         *,
         class_names: tuple[str, ...],
         device: torch.device | str,
+        loss_names: tuple[str, ...] = ("loss", "cross_entropy", "lovasz"),
         world_size: int = 1,
         clock: StepClock | None = None,
         peak_flops: float | None = None,
@@ -131,6 +133,7 @@ class StepMeter:
     ) -> None:
         self._class_names = class_names
         self._device = torch.device(device)
+        self._loss_names = loss_names
         self._world_size = world_size
         self._clock = clock
         self._peak_flops = peak_flops
@@ -140,7 +143,7 @@ class StepMeter:
         self._reset()
 
     def _reset(self) -> None:
-        self._losses = torch.zeros(5, dtype=torch.float32, device=self._device)
+        self._losses = torch.zeros(len(self._loss_names) + 2, dtype=torch.float32, device=self._device)
         self._counts = torch.zeros((len(self._class_names) + 1, 3), dtype=torch.int64, device=self._device)
         self._grad_norm: Tensor | None = None
         self._lr = 0.0
@@ -196,11 +199,11 @@ class StepMeter:
             for tensor in (self._losses, self._counts, intake):
                 dist.all_reduce(tensor)
             dist.all_reduce(peaks, op=dist.ReduceOp.MAX)
-        total, cross_entropy, lovasz, samples, not_taken = self._losses.tolist()
+        *losses, samples, not_taken = self._losses.tolist()
         sums = dict(zip(sums, intake.tolist(), strict=True))
         figures = {}
         if samples:
-            figures = {"loss": total / samples, "cross_entropy": cross_entropy / samples, "lovasz": lovasz / samples}
+            figures = {name: total / samples for name, total in zip(self._loss_names, losses, strict=True)}
         if self._grad_norm is not None and bool(self._grad_norm.isfinite()):
             figures["grad_norm"] = float(self._grad_norm)
         figures |= {

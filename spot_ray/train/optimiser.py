@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -10,7 +12,9 @@ from torch import nn
 from spot_ray.train.config import OptimiserConfig
 
 
-def build_optimiser(model: nn.Module, config: OptimiserConfig) -> torch.optim.AdamW:
+def build_optimiser(
+    model: nn.Module, config: OptimiserConfig, *, lr_factor: Callable[[str], float] = lambda _: 1.0
+) -> torch.optim.AdamW:
     """Return AdamW over every parameter of `model` that learns.
 
     Weight decay applies to all of them, norms and biases too, as OpenPCDet's `adam_onecycle` does (`true_wd` and
@@ -21,15 +25,19 @@ def build_optimiser(model: nn.Module, config: OptimiserConfig) -> torch.optim.Ad
     Args:
         model: The network; where its weights are sharded, after that.
         config: Learning rate, momenta and decay.
+        lr_factor: The learning rate of a parameter, by its name, over that of the schedule.
 
     Returns:
-        The optimiser, with one parameter group in the order of `model.named_parameters()`.
+        The optimiser, with its parameters in the order of `model.named_parameters()`, and a group for each run of equal
+        factors among them.
     """
     lr, beta1 = one_cycle(0, 1, config)
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return torch.optim.AdamW(
-        parameters, lr=lr, betas=(beta1, config.beta2), weight_decay=config.weight_decay, fused=True
-    )
+    learning = ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
+    groups = [
+        {"params": [parameter for _, parameter in part], "lr_factor": factor}
+        for factor, part in itertools.groupby(learning, key=lambda named: lr_factor(named[0]))
+    ]
+    return torch.optim.AdamW(groups, lr=lr, betas=(beta1, config.beta2), weight_decay=config.weight_decay, fused=True)
 
 
 def one_cycle(step: int, total_steps: int, config: OptimiserConfig) -> tuple[float, float]:
@@ -61,9 +69,9 @@ def one_cycle(step: int, total_steps: int, config: OptimiserConfig) -> tuple[flo
 
 
 def set_schedule(optimiser: torch.optim.Optimizer, *, lr: float, beta1: float) -> None:
-    """Give every parameter group the learning rate and first momentum of the step to come."""
+    """Give every parameter group the learning rate, times its own factor, and first momentum of the step to come."""
     for group in optimiser.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group["lr_factor"]
         group["betas"] = (beta1, group["betas"][1])
 
 

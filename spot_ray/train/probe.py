@@ -21,9 +21,9 @@ from torch.distributed.fsdp import FSDPModule
 
 from spot_ray.errors import ConfigError, DataError
 from spot_ray.evaluate.occupancy import class_ious
+from spot_ray.models.backbone import BevNetwork
 from spot_ray.models.config import VoxelConfig
 from spot_ray.models.point_features import encode_points, locate
-from spot_ray.models.spot import OccupancyModel
 from spot_ray.operators.config import DataConfig
 from spot_ray.operators.features import check_features, point_features
 from spot_ray.operators.frame import Frame, input_columns, read_frames
@@ -102,7 +102,7 @@ class Probe:
         )
         return "probe: fitted on {}, scored on {}; {:.0f} MB".format(*parts, self.num_bytes / 1e6)
 
-    def __call__(self, model: OccupancyModel) -> dict[str, float]:
+    def __call__(self, model: BevNetwork) -> dict[str, float]:
         """Return the figures of a network's encoders, the same ones for the same weights.
 
         Args:
@@ -125,7 +125,7 @@ class Probe:
             "probe/accuracy": float(np.trace(confusion) / confusion.sum()),
         }
 
-    def confusions(self, model: OccupancyModel) -> dict[str, npt.NDArray[np.int64]]:
+    def confusions(self, model: BevNetwork) -> dict[str, npt.NDArray[np.int64]]:
         """Return what each test sequence's points are taken for; see :meth:`__call__`.
 
         Returns:
@@ -149,7 +149,7 @@ class Probe:
         return counts
 
     def _encode(
-        self, model: OccupancyModel, frames: Sequence[ProbeFrame], device: torch.device
+        self, model: BevNetwork, frames: Sequence[ProbeFrame], device: torch.device
     ) -> Iterator[tuple[Sequence[ProbeFrame], Tensor]]:
         """Iterate over a few frames at a time with the (K, D) features of their chosen points."""
         for first in range(0, len(frames), FRAMES_AT_ONCE):

@@ -9,30 +9,33 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from spot_ray.config.compare import differing_fields
 from spot_ray.config.load import from_json, to_json
 from spot_ray.errors import ConfigError, DataError, StoreError
-from spot_ray.models.sparse import SparseBackEnd
-from spot_ray.models.spot import OccupancyModel, build_model
+from spot_ray.models.backbone import BevNetwork
 from spot_ray.operators.chain import build_chain
 from spot_ray.operators.features import columns_of, point_features
-from spot_ray.operators.mixture import DataSource, Member, Mixture, Sources, as_sources, open_mixture
+from spot_ray.operators.mixture import DataSource, Member, Mixture, Sources, as_sources, common_grid, open_mixture
 from spot_ray.operators.plan import Planner, select_frames
 from spot_ray.schema.subset import Subset
-from spot_ray.schema.taxonomy import Taxonomy
 from spot_ray.storage import uri as uris
 from spot_ray.storage.dataset import open_dataset
-from spot_ray.train.checkpoint import ModelDescription, read_config, read_description, resolve
+from spot_ray.train.checkpoint import read_config, resolve
 from spot_ray.train.checkpoint_files import CONFIG_FILE
 from spot_ray.train.checkpoint_folders import checkpoint_folders, latest_checkpoint
-from spot_ray.train.config import PretrainConfig
+from spot_ray.train.config import RunConfig
 from spot_ray.train.loggers import check_loggers
-from spot_ray.train.probe import open_probe
-from spot_ray.train.transfer import LoadReport, load_weights
+from spot_ray.train.pretraining import PretrainTask
+from spot_ray.train.task import Task
+from spot_ray.train.transfer import LoadReport
 
 RECORD_FILE = "run.json"
+GT_DATABASE = "gt_database"
+"""The folder of a run that holds the objects which are pasted into its samples."""
+
+AnyTask = Task[Any, Any]
 
 Resume = bool | Literal["auto"]
 """Go on with the run that a folder holds; `auto`: if it holds one."""
@@ -66,12 +69,14 @@ class RunRecord:
         num_frames: Frames that those parts of each listed then; removing a sequence is all that makes it fewer.
         init: The checkpoint that it began with, or None.
         steps_by_epoch: Global batches of each epoch.
+        task: What it learns.
     """
 
     sources: tuple[DataSource, ...]
     num_frames: tuple[int, ...]
     init: str | None
     steps_by_epoch: tuple[int, ...]
+    task: str = PretrainTask.name
 
 
 @dataclass(frozen=True)
@@ -79,18 +84,21 @@ class Run:
     """One run, as every worker is told of it.
 
     Args:
-        config: The config.
+        task: What it learns.
         out: The run's folder, absolute.
         record: Its data.
-        description: What its weights will mean.
         resumed: Whether it goes on with what its folder holds.
     """
 
-    config: PretrainConfig
+    task: AnyTask
     out: str
     record: RunRecord
-    description: ModelDescription
     resumed: bool
+
+    @property
+    def config(self) -> RunConfig:
+        """Its config."""
+        return self.task.config
 
     @property
     def name(self) -> str:
@@ -102,50 +110,27 @@ class Run:
         """Global steps of the whole run."""
         return sum(self.record.steps_by_epoch)
 
-    @property
-    def taxonomy(self) -> Taxonomy:
-        """The classes."""
-        return self.description.taxonomy
-
     def open_mixture(self) -> Mixture:
         """Return its datasets as one."""
-        return open_mixture(self.record.sources, labels=self.config.data.labels)
+        mixture = open_mixture(self.record.sources, labels=self.config.data.labels)
+        if self.config.data.gt_sampling.classes:
+            return dataclasses.replace(mixture, gt_database=uris.join(self.out, GT_DATABASE))
+        return mixture
 
     def build_planner(self, mixture: Mixture) -> Planner:
         """Return what plans its epochs."""
         train = self.config.train
         return Planner(mixture, self.config.data, seed=train.seed, global_batch_size=train.global_batch_size)
 
-    def build_model(self, sparse: SparseBackEnd | None = None) -> OccupancyModel:
-        """Return the network with fresh weights, on the CPU.
-
-        Args:
-            sparse: The library of sparse convolutions; None: spconv where it is installed, else torch.
-        """
-        return build_model(
-            self.config.model,
-            num_features=len(self.description.features),
-            num_classes=self.taxonomy.num_classes,
-            grid=self.config.grid,
-            sparse=sparse,
-        )
-
-    def load_init(self, model: OccupancyModel) -> LoadReport | None:
+    def load_init(self, model: BevNetwork) -> LoadReport | None:
         """Take over the weights of `--init`, if there is one."""
-        if self.record.init is None:
-            return None
-        return load_weights(
-            model,
-            self.record.init,
-            features=self.description.features,
-            taxonomy=self.taxonomy,
-            grid=self.config.grid,
-        )
+        return None if self.record.init is None else self.task.load_init(model, self.record.init)
 
 
 def prepare_run(
-    config: PretrainConfig,
+    config: RunConfig,
     *,
+    task: type[AnyTask] = PretrainTask,
     data: Sources,
     out: str,
     init: str | None = None,
@@ -157,6 +142,7 @@ def prepare_run(
 
     Args:
         config: The run.
+        task: What it learns.
         data: The labelled datasets; when resuming, with the subsets and proportions that the run began with, or none.
         out: The run's folder.
         init: A checkpoint to begin with, or None: when resuming, the one that the run began with.
@@ -177,17 +163,16 @@ def prepare_run(
     out = uris.absolute(out)
     if resume == "auto":
         resume = uris.exists(uris.join(out, RECORD_FILE))
-    before = _recorded(out) if resume else None
+    before = _recorded(out, task) if resume else None
     sources = as_sources(data)
     if before is not None:
         sources = _pinned(sources, before, uris.join(out, RECORD_FILE))
-    if config.data.labels is None:
-        raise ConfigError("there are no labels to learn from", where="data.labels", expected="the name of a label set")
+    task.check_config(config)
     mixture = open_mixture(sources, labels=config.data.labels)
-    assert mixture.label_taxonomy is not None
+    learned = task.of(config, mixture)
     init = _initial(init, before, out)
     train = config.train
-    build_chain(mixture, config.data, config.grid, seed=train.seed, epoch=0)
+    build_chain(mixture, config.data, learned.grid or common_grid(mixture), seed=train.seed, epoch=0)
     planner = Planner(mixture, config.data, seed=train.seed, global_batch_size=train.global_batch_size)
     for member in mixture.members:
         _check_first_frame(member, config)
@@ -199,29 +184,23 @@ def prepare_run(
         num_frames=tuple(len(member.dataset) for member in mixture.members),
         init=init,
         steps_by_epoch=tuple(planner.num_steps(epoch) for epoch in range(train.epochs)),
+        task=task.name,
     )
     check_loggers(loggers)
-    description = ModelDescription(
-        features=config.data.features,
-        taxonomy=mixture.label_taxonomy,
-        grid=config.grid,
-        lidar_names=tuple(dict.fromkeys(lidar.name for member in mixture.members for lidar in member.dataset.info.rig)),
-        labels=config.data.labels,
-    )
     if probe is not None:
-        open_probe(config.probe, data=probe, description=description, voxel=config.model.voxel, inputs=config.data)
+        learned.open_probe(probe)
     elif (config.train.keep_best or "").startswith("probe/"):
         raise ConfigError(
             f"{config.train.keep_best} is the figure of a probe, and there is none",
             where="train.keep_best",
             expected="the labelled data of a probe (--probe-data), or another figure",
         )
-    run = Run(config, out, record, description, before is not None)
+    run = Run(learned, out, record, before is not None)
     if before is None:
         _check_unused(out)
     else:
         _check_same(run, before)
-    model = run.build_model()
+    model = learned.build_model()
     report = run.load_init(model) if latest_checkpoint(out) is None else None
     return run, report
 
@@ -238,15 +217,28 @@ def write_run(run: Run) -> None:
     uris.write_bytes(uris.join(run.out, RECORD_FILE), to_json(run.record).encode())
 
 
-def _recorded(out: str) -> RunRecord:
+def prepare_data(run: Run) -> None:
+    """Make what a run's samples need beside its datasets, in its folder, unless it is there.
+
+    Raises:
+        DataError: If a frame cannot be read, or the folder not be written.
+    """
+    data = run.config.data
+    if data.gt_sampling.classes:
+        from spot_ray.operators.gt_database import build_gt_database
+
+        build_gt_database(run.open_mixture(), data, uris.join(run.out, GT_DATABASE))
+
+
+def _recorded(out: str, task: type[AnyTask]) -> RunRecord:
     """Return the record of the run that a folder holds."""
     file = uris.join(out, RECORD_FILE)
-    if read_config(out) is None or not uris.exists(file):
+    if not (uris.exists(uris.join(out, CONFIG_FILE)) and uris.exists(file)):
         raise ConfigError(
             "there is no run to resume", where=out, remedy="name the run's folder by --out, or leave --resume out"
         )
     try:
-        return from_json(RunRecord, uris.read_bytes(file), where=file)
+        record = from_json(RunRecord, uris.read_bytes(file), where=file)
     except ConfigError as error:
         raise ConfigError(
             f"the run cannot be resumed from its record: {error.what}",
@@ -254,9 +246,17 @@ def _recorded(out: str) -> RunRecord:
             expected=error.expected or "the record as this version of spot_ray writes it",
             remedy=f"start a new run in another --out; --init {out} keeps what this one has learned",
         ) from None
+    if record.task != task.name:
+        raise ConfigError(
+            f"the folder holds a run of {record.task}",
+            where=file,
+            expected=f"one of {task.name}",
+            remedy="name that run's own verb, or start a new run in another --out",
+        )
+    return record
 
 
-def _check_first_frame(member: Member, config: PretrainConfig) -> None:
+def _check_first_frame(member: Member, config: RunConfig) -> None:
     """Check in one frame that the source recorded every feature: else that shows in a worker."""
     dataset, data = member.dataset, config.data
     first = int(select_frames(dataset, member.subset, data.frames)[0])
@@ -345,7 +345,7 @@ def _initial(init: str | None, before: RunRecord | None, out: str) -> str | None
 
 
 def _check_unused(out: str) -> None:
-    if read_config(out) is not None and latest_checkpoint(out) is not None:
+    if uris.exists(uris.join(out, CONFIG_FILE)) and latest_checkpoint(out) is not None:
         raise ConfigError(
             "the folder holds a run already",
             where=out,
@@ -356,7 +356,7 @@ def _check_unused(out: str) -> None:
 
 def _check_same(run: Run, before: RunRecord) -> None:
     """Check that a resumed run is the one that its folder holds."""
-    config = read_config(run.out)
+    config = read_config(run.out, type(run.config))
     changed = [path for path in differing_fields(config, run.config) if not _changeable(path)]
     if changed:
         raise ConfigError(
@@ -365,7 +365,7 @@ def _check_same(run: Run, before: RunRecord) -> None:
             expected=f"the same config; only {', '.join(sorted({*CHANGEABLE, 'compute', 'probe'}))} may change",
             remedy="resume with the run's own values, or start a new run in another --out",
         )
-    _check_same_classes(run)
+    run.task.check_learned(run.out)
     common = min(len(before.steps_by_epoch), len(run.record.steps_by_epoch))
     found, expected = run.record.steps_by_epoch[:common], before.steps_by_epoch[:common]
     if found != expected:
@@ -380,18 +380,3 @@ def _check_same(run: Run, before: RunRecord) -> None:
 
 def _changeable(path: str) -> bool:
     return path in CHANGEABLE or path.startswith(CHANGEABLE_SECTIONS)
-
-
-def _check_same_classes(run: Run) -> None:
-    """Check that the label set has not been made anew with other classes since the run's newest checkpoint."""
-    latest = latest_checkpoint(run.out)
-    if latest is None:
-        return
-    learned = read_description(run.out).taxonomy.class_names
-    if learned != run.taxonomy.class_names:
-        raise ConfigError(
-            f"the labels {run.description.labels!r} have other classes now: {', '.join(run.taxonomy.class_names)}",
-            where=latest,
-            expected=f"{', '.join(learned)}, as the run has learned",
-            remedy=f"start a new run in another --out; --init {run.out} keeps all but the head",
-        )

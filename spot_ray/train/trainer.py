@@ -19,7 +19,8 @@ import ray.train.torch
 import torch
 from ray.actor import ActorHandle
 from ray.exceptions import RayError
-from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
+from ray.train import FailureConfig, LoggingConfig, ScalingConfig
+from ray.train import RunConfig as RayRunConfig
 from ray.train.torch import TorchConfig
 from ray.train.v2._internal.execution.context import get_train_context
 
@@ -31,18 +32,19 @@ from spot_ray.session import num_cores, ray_session
 from spot_ray.storage import uri as uris
 from spot_ray.storage.cache import CacheConfig
 from spot_ray.train.board import open_board
-from spot_ray.train.config import PretrainConfig
+from spot_ray.train.config import PretrainConfig, RunConfig
 from spot_ray.train.lease import Lease, LeaseLostError, hold
 from spot_ray.train.loop import Signal
 from spot_ray.train.metrics import StepReport
+from spot_ray.train.pretraining import PretrainTask
 from spot_ray.train.progress import ProgressDisplay
 from spot_ray.train.ray_failures import told
 from spot_ray.train.ray_metrics import RayMetrics
-from spot_ray.train.run import Resume, Run, prepare_run, write_run
+from spot_ray.train.run import AnyTask, Resume, Run, prepare_data, prepare_run, write_run
 from spot_ray.train.skipped import SkippedSample
 from spot_ray.train.state import RunState
 from spot_ray.train.watchdog import Watchdog
-from spot_ray.train.worker import Figures, Launch, Listener, PretrainResult, deadline_after, result_of, train_worker
+from spot_ray.train.worker import Figures, Launch, Listener, RunResult, deadline_after, result_of, train_worker
 
 POLL_S = 0.5
 """Seconds between two looks at what the workers tell."""
@@ -103,7 +105,7 @@ def pretrain(
     max_failures: int | None = None,
     progress: bool = True,
     on_metrics: Callable[[int, Figures], None] | None = None,
-) -> PretrainResult:
+) -> RunResult:
     """Pre-train an encoder by occupancy prediction.
 
     Ray is started on this machine if it is not running and `RAY_ADDRESS` does not name a cluster; what was started is
@@ -139,13 +141,56 @@ def pretrain(
         CheckpointError: If a checkpoint is missing, damaged or does not fit.
         TrainingError: If workers are lost or hang more often than `max_failures`.
     """
+    return train_on_ray(
+        PretrainTask,
+        config,
+        data=data,
+        out=out,
+        init=init,
+        resume=resume,
+        num_workers=num_workers,
+        cache=cache,
+        probe=probe,
+        loggers=loggers,
+        profile_steps=profile_steps,
+        max_hours=max_hours,
+        use_gpu=use_gpu,
+        max_failures=max_failures,
+        progress=progress,
+        on_metrics=on_metrics,
+    )
+
+
+def train_on_ray(
+    task: type[AnyTask],
+    config: RunConfig,
+    *,
+    data: Sources,
+    out: str,
+    init: str | None = None,
+    resume: Resume = False,
+    num_workers: NumWorkers = 1,
+    cache: CacheConfig | None = None,
+    probe: DataSource | None = None,
+    loggers: Sequence[str] = (),
+    profile_steps: int = 0,
+    max_hours: float | None = None,
+    use_gpu: bool | None = None,
+    max_failures: int | None = None,
+    progress: bool = True,
+    on_metrics: Callable[[int, Figures], None] | None = None,
+) -> RunResult:
+    """Run a task on Ray; arguments, results and errors are those of :func:`pretrain`, and `task` is what to learn."""
     fewest, most = (num_workers, num_workers) if isinstance(num_workers, int) else num_workers
     if not 1 <= fewest <= most:
         raise ConfigError(f"num_workers is {num_workers}", expected="at least 1, the fewest first")
     deadline = deadline_after(max_hours)
-    run, report = prepare_run(config, data=data, out=out, init=init, resume=resume, probe=probe, loggers=loggers)
+    run, report = prepare_run(
+        config, task=task, data=data, out=out, init=init, resume=resume, probe=probe, loggers=loggers
+    )
     with hold(run.out) as lease, contextlib.ExitStack() as stack:
         write_run(run)
+        prepare_data(run)
         started_here = stack.enter_context(ray_session(spare_cpus=most))
         gpu = _choose_gpu(use_gpu, fewest)
         _check_cpus(fewest)
@@ -177,7 +222,7 @@ def _fit(orders: _Orders, *, num_workers: NumWorkers, use_gpu: bool, max_failure
         ),
         # Our checkpoints are not Ray's: they are found by looking into the run's folder, so that a run can be resumed
         # by another cluster, or without Ray. Ray keeps a marker of its own there, which goes away at the end.
-        run_config=RunConfig(
+        run_config=RayRunConfig(
             name="ray_train",
             storage_path=path,
             storage_filesystem=system,
@@ -258,7 +303,7 @@ def _batches(orders: _Orders, *, rank: int, world_size: int) -> Callable[[int, i
         return stream(
             mixture,
             run.config.data,
-            grid=run.config.grid,
+            grid=run.task.grid,
             seed=run.config.train.seed,
             epoch=epoch,
             rank=rank,

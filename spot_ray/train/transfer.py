@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,10 +27,12 @@ class LoadReport:
     Args:
         uri: The checkpoint.
         loaded: State dict keys that were taken over.
-        fresh: Keys of the network that keep their fresh values, because the classes or the grid's height differ.
+        fresh: Keys of the network that keep their fresh values: the head's, where it predicts something else.
         new_features: Input features that the checkpoint does not know; their weights start at zero.
         unused_features: Input features of the checkpoint that this run does not have.
         weights: Whether the checkpoint's trained weights were taken or their moving average.
+        left_behind: Keys of the checkpoint that this network has no use for.
+        notes: What else the user should know, a line each.
     """
 
     uri: str
@@ -38,6 +41,8 @@ class LoadReport:
     new_features: tuple[str, ...]
     unused_features: tuple[str, ...]
     weights: WeightsKind
+    left_behind: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         """Return what to tell the user, one fact a line."""
@@ -45,13 +50,14 @@ class LoadReport:
         lines += [
             f"  {text}: {', '.join(names)}"
             for text, names in (
-                ("not loaded, other classes or height", self.fresh),
+                ("not loaded, since it predicts something else", self.fresh),
+                ("left behind", self.left_behind),
                 ("new input features, start at zero", self.new_features),
                 ("input features not used here", self.unused_features),
             )
             if names
         ]
-        return "\n".join(lines)
+        return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
 
 
 def load_weights(
@@ -86,7 +92,7 @@ def load_weights(
         weights = {key: weight for key, weight in weights.items() if not key.startswith(HEAD_PREFIX)}
     if INPUT_WEIGHT in weights:
         weights[INPUT_WEIGHT] = map_features(weights[INPUT_WEIGHT], description.features, features)
-    _check(own, weights, fresh, source)
+    check_fit(own, weights, fresh, source)
     model.load_state_dict(weights, strict=False)
     return LoadReport(
         uri=source,
@@ -116,7 +122,18 @@ def map_features(weight: Tensor, before: tuple[str, ...], after: tuple[str, ...]
     return mapped
 
 
-def _check(own: dict[str, Tensor], weights: dict[str, Tensor], fresh: tuple[str, ...], source: str) -> None:
+def check_fit(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], fresh: Sequence[str], source: str) -> None:
+    """Check that weights are those of a network but for some that stay fresh.
+
+    Args:
+        own: The network's state dict.
+        weights: What is to be loaded.
+        fresh: Keys of the network that are not.
+        source: The checkpoint, for the message.
+
+    Raises:
+        CheckpointError: If a weight is missing, superfluous or of another shape; it names all of them.
+    """
     missing = [key for key in own if key not in weights and key not in fresh]
     unexpected = [key for key in weights if key not in own]
     shapes = [
@@ -130,6 +147,6 @@ def _check(own: dict[str, Tensor], weights: dict[str, Tensor], fresh: tuple[str,
         raise CheckpointError(
             f"the weights do not fit the network: {'; '.join(wrong)}",
             where=source,
-            expected="the encoder, BEV encoder and decoder of this run's recipe",
+            expected="the encoders, and what else is taken over, of this run's recipe",
             remedy="use the recipe that the checkpoint was trained with (its config.json), or leave --init out",
         )

@@ -14,8 +14,8 @@ from typing import Literal
 import torch
 
 from spot_ray.errors import ConfigError
+from spot_ray.models.backbone import BevNetwork
 from spot_ray.models.flops import count_flops
-from spot_ray.models.spot import OccupancyModel
 from spot_ray.operators.batch import Batch
 from spot_ray.train.labels import tensor_of
 
@@ -71,7 +71,7 @@ def known_peak(name: str, *, precision: Literal["auto", "float32", "bfloat16"]) 
     return None
 
 
-def training_flops(model: OccupancyModel, batch: Batch, device: torch.device | str) -> float:
+def training_flops(model: BevNetwork, batch: Batch, device: torch.device | str) -> float:
     """Return the operations that training takes a sample, mean over a batch: forward and backward.
 
     Args:

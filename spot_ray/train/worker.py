@@ -11,9 +11,9 @@ from functools import partial
 import torch
 
 from spot_ray.errors import CheckpointError, StoreError
+from spot_ray.models.backbone import BevNetwork
 from spot_ray.models.compute import prepare_for
 from spot_ray.models.sparse_choice import choose_back_end
-from spot_ray.models.spot import OccupancyModel
 from spot_ray.operators.batch import Batch
 from spot_ray.operators.mixture import DataSource, Sources
 from spot_ray.operators.stream import iterate
@@ -22,21 +22,23 @@ from spot_ray.storage.patience import try_patiently
 from spot_ray.train.checkpoint import SavedCheckpoint, newest_usable, read_origin, resolve
 from spot_ray.train.checkpoint_folders import latest_checkpoint
 from spot_ray.train.checkpoint_writer import CheckpointWriter
-from spot_ray.train.config import PretrainConfig
+from spot_ray.train.config import PretrainConfig, RunConfig
 from spot_ray.train.distribution import first_says, num_workers
-from spot_ray.train.learner import Learner, build_learner
+from spot_ray.train.learner import Learner, learner_for
 from spot_ray.train.lease import hold
 from spot_ray.train.loggers import RunLogger, open_loggers
 from spot_ray.train.loop import Hooks, Signal, fit
 from spot_ray.train.metrics import StepMeter, StepReport
 from spot_ray.train.metrics_writer import MetricsWriter, read_metrics
-from spot_ray.train.probe import Probe, open_probe
+from spot_ray.train.pretraining import PretrainTask
 from spot_ray.train.profile import StepProfiler
 from spot_ray.train.provenance import Origin, provenance_of
-from spot_ray.train.run import Resume, Run, prepare_run, write_run
+from spot_ray.train.run import AnyTask, Resume, Run, prepare_data, prepare_run, write_run
 from spot_ray.train.skipped import SkipGuard, SkippedSample, read_skipped
 from spot_ray.train.state import RunState
+from spot_ray.train.task import Probe
 from spot_ray.train.tensors import collect_tensors, restore_tensors
+from spot_ray.train.transfer import LoadReport
 from spot_ray.train.utilisation import peak_flops, training_flops
 
 Figures = dict[str, float]
@@ -90,7 +92,7 @@ class Listener:
 
 
 @dataclass(frozen=True)
-class PretrainResult:
+class RunResult:
     """What a run leaves.
 
     Args:
@@ -161,7 +163,7 @@ def train_worker(
             steps_by_epoch=run.record.steps_by_epoch,
             log_every_steps=config.train.log_every_steps,
             checkpoint_every_steps=config.train.checkpoint_every_steps,
-            probe_every_steps=config.probe.every_steps if launch.probe is not None else 0,
+            probe_every_steps=run.task.probe_every_steps if launch.probe is not None else 0,
             skip_non_finite=config.train.on_non_finite == "skip",
             hooks=record.hooks(),
         )
@@ -202,7 +204,7 @@ def learner_of(run: Run, device: torch.device | str, *, rank: int = 0, with_init
     # One worker measures for all: in the same run all of them compute alike.
     dtype = getattr(torch, compute.sparse_precision)
     chosen = first_says(choose_back_end(compute.sparse, device, dtype=dtype).name if rank == 0 else None)
-    model = run.build_model(choose_back_end("spconv" if chosen == "spconv" else "torch", device))
+    model = run.task.build_model(choose_back_end("spconv" if chosen == "spconv" else "torch", device))
     if with_init:
         run.load_init(model)
     model.to(device)
@@ -215,18 +217,27 @@ def learner_of(run: Run, device: torch.device | str, *, rank: int = 0, with_init
         channels_last=compute.channels_last,
         compile=compute.compile,
     )
-    return build_learner(
-        model, run.config, taxonomy=run.taxonomy, grid=run.config.grid, device=device, total_steps=run.total_steps
+    task = run.task
+    return learner_for(
+        model,
+        run.config,
+        inputs=task.inputs,
+        loss=task.objective(model, device),
+        device=device,
+        total_steps=run.total_steps,
+        frozen=task.frozen(model),
+        lr_factor=task.lr_factor,
     )
 
 
 def _build_meter(run: Run, learner: Learner) -> StepMeter:
     """Return what sums up the figures; utilisation is told of networks that each worker holds whole."""
     model, compute = learner.model, run.config.compute
-    assert isinstance(model, OccupancyModel)
+    assert isinstance(model, BevNetwork)
     return StepMeter(
-        class_names=run.taxonomy.class_names,
+        class_names=run.task.counted_classes,
         device=learner.device,
+        loss_names=run.task.loss_names,
         world_size=num_workers(),
         clock=learner.clock,
         peak_flops=peak_flops(learner.device, precision=compute.precision),
@@ -265,14 +276,7 @@ class _Record:
 
     def open_probe(self, data: DataSource) -> None:
         """Read the frames of the probe."""
-        run = self._run
-        self._probe = open_probe(
-            run.config.probe,
-            data=data,
-            description=run.description,
-            voxel=run.config.model.voxel,
-            inputs=run.config.data,
-        )
+        self._probe = self._run.task.open_probe(data)
 
     def open_files(self, state: RunState, origin: Origin | None, stack: contextlib.ExitStack) -> None:
         """Open what keeps figures and checkpoints.
@@ -291,7 +295,7 @@ class _Record:
         self._checkpoints = CheckpointWriter(
             run.out,
             config=run.config,
-            description=run.description,
+            description=run.task.description,
             provenance=provenance_of(run, run.open_mixture(), origin),
             keep=run.config.train.keep_checkpoints,
             keep_best=run.config.train.keep_best,
@@ -326,7 +330,7 @@ class _Record:
         if self._probe is None:
             return {}
         model = self._learner.model
-        assert isinstance(model, OccupancyModel)
+        assert isinstance(model, BevNetwork)
         return self._probe(model)
 
     def _keep_metrics(self, state: RunState, figures: Figures) -> None:
@@ -379,7 +383,7 @@ def pretrain_here(
     profile_steps: int = 0,
     max_hours: float | None = None,
     on_metrics: Callable[[RunState, Figures], None] | None = None,
-) -> PretrainResult:
+) -> RunResult:
     """Pre-train in this process, without Ray: for a debugger, a notebook, or a machine that has no Ray.
 
     The run is that of :func:`spot_ray.train.trainer.pretrain` with one worker, and either can resume the other.
@@ -401,10 +405,53 @@ def pretrain_here(
     Raises:
         SpotRayError: See :func:`~spot_ray.train.run.prepare_run` and :func:`~spot_ray.train.loop.fit`.
     """
+    return train_here(
+        PretrainTask,
+        config,
+        data=data,
+        out=out,
+        init=init,
+        resume=resume,
+        device=device,
+        cache=cache,
+        probe=probe,
+        loggers=loggers,
+        profile_steps=profile_steps,
+        max_hours=max_hours,
+        on_metrics=on_metrics,
+    )
+
+
+def train_here(
+    task: type[AnyTask],
+    config: RunConfig,
+    *,
+    data: Sources,
+    out: str,
+    init: str | None = None,
+    resume: Resume = False,
+    device: torch.device | str = "cpu",
+    cache: CacheConfig | None = None,
+    probe: DataSource | None = None,
+    loggers: Sequence[str] = (),
+    profile_steps: int = 0,
+    max_hours: float | None = None,
+    on_metrics: Callable[[RunState, Figures], None] | None = None,
+    on_loaded: Callable[[LoadReport], None] = _ignore,
+) -> RunResult:
+    """Run a task in this process, without Ray; see :func:`pretrain_here`.
+
+    Args of its own: `task`, what to learn; `on_loaded`, called with what became of the weights of `init`.
+    """
     deadline = deadline_after(max_hours)
-    run, _ = prepare_run(config, data=data, out=out, init=init, resume=resume, probe=probe, loggers=loggers)
+    run, report = prepare_run(
+        config, task=task, data=data, out=out, init=init, resume=resume, probe=probe, loggers=loggers
+    )
+    if report is not None:
+        on_loaded(report)
     with hold(run.out) as lease:
         write_run(run)
+        prepare_data(run)
         mixture = run.open_mixture()
         planner = run.build_planner(mixture)
 
@@ -412,7 +459,7 @@ def pretrain_here(
             return iterate(
                 mixture,
                 config.data,
-                grid=config.grid,
+                grid=run.task.grid,
                 seed=config.train.seed,
                 epoch=epoch,
                 global_batch_size=config.train.global_batch_size,
@@ -440,10 +487,10 @@ def deadline_after(max_hours: float | None) -> float | None:
     return None if max_hours is None else time.time() + max_hours * 3600
 
 
-def result_of(run: Run, state: RunState) -> PretrainResult:
+def result_of(run: Run, state: RunState) -> RunResult:
     """Return what a run leaves, as its folder holds it."""
     lines = read_metrics(run.out)
-    return PretrainResult(
+    return RunResult(
         checkpoint=resolve(run.out),
         state=state,
         finished=state.step >= run.total_steps,

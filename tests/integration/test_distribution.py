@@ -22,8 +22,9 @@ from spot_ray.operators.batch import Batch
 from spot_ray.operators.pack import take
 from spot_ray.train.config import PretrainConfig
 from spot_ray.train.distribution import greatest, whole
-from spot_ray.train.learner import Learner, build_learner
+from spot_ray.train.learner import Learner
 from spot_ray.train.loop import check_finite
+from spot_ray.train.pretraining import build_learner
 from spot_ray.train.tensors import collect_tensors, restore_tensors
 
 STEPS = 3

@@ -20,7 +20,7 @@ from spot_ray.synthetic.run import synthesize
 from spot_ray.train.config import OptimiserConfig, PretrainConfig, TrainConfig
 from spot_ray.train.metrics_writer import read_metrics
 from spot_ray.train.trainer import pretrain
-from spot_ray.train.worker import PretrainResult, pretrain_here
+from spot_ray.train.worker import RunResult, pretrain_here
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning")  # Ray's own settings
 
@@ -57,7 +57,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def one_worker(data: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, PretrainResult]:
+def one_worker(data: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, RunResult]:
     out = str(tmp_path_factory.mktemp("runs") / "one")
     return out, pretrain(CONFIG, data=data, out=out, progress=False)
 
@@ -66,7 +66,7 @@ def column(run: str, name: str) -> list[float]:
     return [line[name] for line in read_metrics(run)]
 
 
-def test_the_loss_falls_and_the_run_is_kept(one_worker: tuple[str, PretrainResult]) -> None:
+def test_the_loss_falls_and_the_run_is_kept(one_worker: tuple[str, RunResult]) -> None:
     out, result = one_worker
     losses = column(out, "loss")
     assert losses[-1] < losses[0] - 0.2
@@ -121,7 +121,7 @@ def test_the_shares_of_two_workers_are_the_batches_of_one(data: str) -> None:
 
 
 def test_a_run_resumed_within_an_epoch_continues_the_same_curve(
-    one_worker: tuple[str, PretrainResult], data: str, tmp_path: Path
+    one_worker: tuple[str, RunResult], data: str, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
     shutil.copytree(one_worker[0], out)
@@ -134,7 +134,7 @@ def test_a_run_resumed_within_an_epoch_continues_the_same_curve(
 
 
 def test_a_killed_worker_is_replaced_and_the_curve_is_the_same(
-    one_worker: tuple[str, PretrainResult], data: str, tmp_path: Path
+    one_worker: tuple[str, RunResult], data: str, tmp_path: Path
 ) -> None:
     killed: list[int] = []
 

@@ -31,6 +31,7 @@ from spot_ray.train.checkpoint import (
 )
 from spot_ray.train.checkpoint_folders import latest_checkpoint
 from spot_ray.train.checkpoint_save import remove_checkpoint, write_checkpoint
+from spot_ray.train.config import PretrainConfig
 from spot_ray.train.provenance import Origin, Provenance
 from spot_ray.train.state import RunState
 
@@ -470,7 +471,7 @@ def test_nothing_is_no_checkpoint(tmp_path: Path) -> None:
     nowhere = str(tmp_path / "nowhere")
     assert latest_checkpoint(nowhere) is None
     assert newest_usable(nowhere) == (None, ())
-    assert read_config(nowhere) is None
+    assert read_config(nowhere, PretrainConfig) is None
     for read in (load_model, read_weights, resolve):
         with pytest.raises(CheckpointError, match="no checkpoint is here"):
             read(nowhere)

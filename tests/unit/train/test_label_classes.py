@@ -127,7 +127,7 @@ def test_weights_go_over_to_other_labels_but_for_the_head(toy: ModuleType, data:
     first = str(tmp_path / "binary")
     pretrain_here(config_for(toy, "own"), data=data, out=first)
     run, report = begin_run(config_for(toy, "default"), data=data, out=str(tmp_path / "all"), init=first)
-    assert run.taxonomy.class_names == ("car", "road", "tree")
+    assert run.task.counted_classes == ("car", "road", "tree")
     assert report is not None
     assert report.fresh
     assert all(name.startswith("decoder.head.") for name in report.fresh)

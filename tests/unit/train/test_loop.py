@@ -12,9 +12,10 @@ from spot_ray.losses.occupancy import occupancy_loss
 from spot_ray.operators.pack import take
 from spot_ray.schema.taxonomy import Taxonomy
 from spot_ray.train.labels import class_weights, to_labels
-from spot_ray.train.learner import Learner, build_learner
+from spot_ray.train.learner import Learner
 from spot_ray.train.loop import Hooks, Signal, check_finite, fit
 from spot_ray.train.metrics import StepMeter
+from spot_ray.train.pretraining import build_learner
 from spot_ray.train.skipped import SkippedSample
 from spot_ray.train.state import RunState
 

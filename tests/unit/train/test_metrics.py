@@ -16,9 +16,9 @@ from spot_ray.operators.batch import Batch, SkippedFrame
 from spot_ray.operators.pack import STAGES
 from spot_ray.storage.cache import Traffic
 from spot_ray.train import metrics
-from spot_ray.train.learner import build_learner
 from spot_ray.train.loop import Hooks, fit
 from spot_ray.train.metrics import StepMeter, StepReport, StepResult
+from spot_ray.train.pretraining import build_learner
 from spot_ray.train.skipped import SkippedSample
 from spot_ray.train.state import RunState
 from spot_ray.train.step_clock import PHASES, StepClock
@@ -105,7 +105,7 @@ def test_what_data_cost_is_told_a_sample(toy: ModuleType) -> None:
             "data/ready_batches": 1.5,
             "data/read_ms": 20.0,
             "data/pack_ms": 5.0,
-            **{f"data/{name}_ms": 0.0 for name in ("beams", "deskew", "merge", "augment")},
+            **{f"data/{name}_ms": 0.0 for name in STAGES if name not in ("read", "pack")},
             "data/store_mb": 2.0,
             "data/cache_mb": 1.0,
             "data/cache_requests": 2 / 3,

@@ -12,6 +12,7 @@ from spot_ray.schema.dataset import DatasetInfo
 from spot_ray.schema.subset import Subset
 from spot_ray.storage.dataset import open_dataset
 from spot_ray.train.checkpoint import ModelDescription
+from spot_ray.train.pretraining import PretrainTask
 from spot_ray.train.provenance import (
     DatasetProvenance,
     LabelProvenance,
@@ -26,7 +27,8 @@ from spot_ray.train.run import Run, RunRecord
 def run_on(toy: ModuleType, *sources: DataSource) -> Run:
     config = dataclasses.replace(toy.CONFIG, data=DataConfig(balance=BalanceConfig(enabled=False)))
     description = ModelDescription(config.data.features, toy.TAXONOMY, toy.GRID, ("one",), "default")
-    return Run(config, "runs/x", RunRecord(tuple(sources), (5,) * len(sources), None, (3,)), description, resumed=False)
+    record = RunRecord(tuple(sources), (5,) * len(sources), None, (3,))
+    return Run(PretrainTask(config, description), "runs/x", record, resumed=False)
 
 
 @pytest.fixture(scope="module")

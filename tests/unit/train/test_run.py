@@ -20,7 +20,7 @@ from spot_ray.train.config import PretrainConfig, ProbeConfig
 from spot_ray.train.metrics_writer import read_metrics
 from spot_ray.train.run import Run, prepare_run, write_run
 from spot_ray.train.transfer import LoadReport
-from spot_ray.train.worker import Listener, PretrainResult, pretrain_here, train_worker
+from spot_ray.train.worker import Listener, RunResult, pretrain_here, train_worker
 
 PLAIN = DataConfig(balance=BalanceConfig(enabled=False))
 
@@ -50,7 +50,7 @@ def config(toy: ModuleType) -> PretrainConfig:
 
 
 @pytest.fixture(scope="module")
-def finished(config: PretrainConfig, data: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, PretrainResult]:
+def finished(config: PretrainConfig, data: str, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, RunResult]:
     out = str(tmp_path_factory.mktemp("runs") / "whole")
     return out, pretrain_here(config, data=data, out=out)
 
@@ -68,7 +68,7 @@ def losses(run: str) -> dict[float, tuple[float, ...]]:
     return {line["step"]: (line["loss"], line["lovasz"], line["grad_norm"], line["lr"]) for line in read_metrics(run)}
 
 
-def test_a_run_leaves_what_it_should(finished: tuple[str, PretrainResult], config: PretrainConfig, data: str) -> None:
+def test_a_run_leaves_what_it_should(finished: tuple[str, RunResult], config: PretrainConfig, data: str) -> None:
     out, result = finished
     assert (result.state.step, result.state.samples_seen, result.state.epoch) == (6, 10, 2)
     assert result.checkpoint == latest_checkpoint(out)
@@ -82,7 +82,7 @@ def test_a_run_leaves_what_it_should(finished: tuple[str, PretrainResult], confi
 
 @pytest.mark.parametrize("step", [1, 3, 4])
 def test_a_killed_run_goes_on_exactly(
-    finished: tuple[str, PretrainResult], config: PretrainConfig, data: str, tmp_path: Path, step: int
+    finished: tuple[str, RunResult], config: PretrainConfig, data: str, tmp_path: Path, step: int
 ) -> None:
     out = copy_until(finished[0], tmp_path / "run", step)
     result = pretrain_here(config, data=data, out=out, resume=True)
@@ -94,7 +94,7 @@ def test_a_killed_run_goes_on_exactly(
 
 
 def test_a_half_written_checkpoint_is_passed_over(
-    finished: tuple[str, PretrainResult], config: PretrainConfig, data: str, tmp_path: Path
+    finished: tuple[str, RunResult], config: PretrainConfig, data: str, tmp_path: Path
 ) -> None:
     out = copy_until(finished[0], tmp_path / "run", 4)
     (tmp_path / "run/checkpoints/step_00000004/complete.json").unlink()
@@ -103,7 +103,7 @@ def test_a_half_written_checkpoint_is_passed_over(
 
 
 def test_a_folder_with_a_run_is_not_overwritten(
-    finished: tuple[str, PretrainResult], config: PretrainConfig, data: str
+    finished: tuple[str, RunResult], config: PretrainConfig, data: str
 ) -> None:
     with pytest.raises(ConfigError, match="holds a run already") as caught:
         pretrain_here(config, data=data, out=finished[0])
@@ -117,17 +117,17 @@ def test_resuming_nothing_is_an_error(config: PretrainConfig, data: str, tmp_pat
 
 
 def test_resuming_with_another_config_names_the_fields(
-    finished: tuple[str, PretrainResult], config: PretrainConfig, data: str
+    finished: tuple[str, RunResult], config: PretrainConfig, data: str
 ) -> None:
     other = changed(
         dataclasses.replace(config, loss=dataclasses.replace(config.loss, lovasz_weight=0.5)), seed=7, log_every_steps=3
     )
-    with pytest.raises(ConfigError, match=r"in loss\.lovasz_weight, train\.seed\n"):
+    with pytest.raises(ConfigError, match=r"in train\.seed, loss\.lovasz_weight\n"):
         begin_run(other, data=data, out=finished[0], resume=True)
 
 
 def test_a_resumed_run_may_be_longer(
-    finished: tuple[str, PretrainResult], config: PretrainConfig, data: str, tmp_path: Path
+    finished: tuple[str, RunResult], config: PretrainConfig, data: str, tmp_path: Path
 ) -> None:
     out = copy_until(finished[0], tmp_path / "run", 6)
     result = pretrain_here(changed(config, epochs=3, log_every_steps=2), data=data, out=out, resume=True)
@@ -135,7 +135,7 @@ def test_a_resumed_run_may_be_longer(
 
 
 def test_logs_that_arrive_later_are_not_the_runs(
-    finished: tuple[str, PretrainResult], config: PretrainConfig, data: str, toy: ModuleType, tmp_path: Path
+    finished: tuple[str, RunResult], config: PretrainConfig, data: str, toy: ModuleType, tmp_path: Path
 ) -> None:
     grown = str(tmp_path / "data")
     shutil.copytree(data, grown)
@@ -176,7 +176,7 @@ def test_a_subset_stays_the_runs(config: PretrainConfig, data: str, toy: ModuleT
 
 
 def test_a_run_of_the_whole_dataset_is_not_resumed_on_a_subset(
-    finished: tuple[str, PretrainResult], config: PretrainConfig, data: str
+    finished: tuple[str, RunResult], config: PretrainConfig, data: str
 ) -> None:
     with pytest.raises(ConfigError, match="did not begin with this subset") as caught:
         part = DataSource(data, subset=Subset("sequence", ("log0",)))
@@ -219,7 +219,7 @@ def test_a_removed_sequence_ends_the_runs_that_began_with_it(
 
 
 def test_the_record_of_another_version_is_refused(
-    finished: tuple[str, PretrainResult], config: PretrainConfig, data: str, tmp_path: Path
+    finished: tuple[str, RunResult], config: PretrainConfig, data: str, tmp_path: Path
 ) -> None:
     out = copy_until(finished[0], tmp_path / "run", 2)
     record = json.loads((tmp_path / "run/run.json").read_text())
@@ -231,7 +231,7 @@ def test_the_record_of_another_version_is_refused(
 
 
 def test_a_run_that_fell_before_its_first_checkpoint_keeps_its_init(
-    finished: tuple[str, PretrainResult], config: PretrainConfig, data: str, tmp_path: Path
+    finished: tuple[str, RunResult], config: PretrainConfig, data: str, tmp_path: Path
 ) -> None:
     out = str(tmp_path / "run")
     begin_run(config, data=data, out=out, init=finished[0])
@@ -244,7 +244,7 @@ def test_a_run_that_fell_before_its_first_checkpoint_keeps_its_init(
 
 
 def test_init_begins_with_the_weights_of_another_run(
-    finished: tuple[str, PretrainResult], config: PretrainConfig, data: str, tmp_path: Path
+    finished: tuple[str, RunResult], config: PretrainConfig, data: str, tmp_path: Path
 ) -> None:
     scratch = losses(finished[0])[1][0]
     result = pretrain_here(changed(config, epochs=1), data=data, out=str(tmp_path / "run"), init=finished[0])
@@ -294,7 +294,7 @@ def test_a_bad_frame_stops_the_run_by_name(toy: ModuleType, config: PretrainConf
 
 
 def test_a_deadline_ends_a_run_with_a_checkpoint_to_go_on_from(
-    finished: tuple[str, PretrainResult], config: PretrainConfig, data: str, tmp_path: Path
+    finished: tuple[str, RunResult], config: PretrainConfig, data: str, tmp_path: Path
 ) -> None:
     out = str(tmp_path / "run")
     rare = changed(config, checkpoint_every_steps=1000)
@@ -310,7 +310,7 @@ def test_a_deadline_ends_a_run_with_a_checkpoint_to_go_on_from(
 
 
 def test_a_run_goes_on_from_the_checkpoint_before_a_damaged_one(
-    finished: tuple[str, PretrainResult], config: PretrainConfig, data: str, tmp_path: Path
+    finished: tuple[str, RunResult], config: PretrainConfig, data: str, tmp_path: Path
 ) -> None:
     out = copy_until(finished[0], tmp_path / "run", 4)
     weights = Path(out) / "checkpoints" / "step_00000004" / "model.safetensors"

@@ -1,0 +1,101 @@
+"""The official score of a detector on frames of a converted dataset."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.compute as pc
+import torch
+
+from spot_ray.errors import DataError
+from spot_ray.evaluate.benchmark import Scores
+from spot_ray.evaluate.benchmarks import find_benchmark
+from spot_ray.finetune.predict import LoadedDetector, load_detector, predict_boxes
+from spot_ray.schema.subset import Subset
+from spot_ray.storage.dataset import Dataset, open_dataset
+from spot_ray.storage.subset import draw_subset, frames_of
+
+
+def score_detector(
+    checkpoint: str,
+    *,
+    data: str,
+    subset: Subset | None = None,
+    split: str | None = None,
+    device: torch.device | str = "cpu",
+    metric: str | None = None,
+    on_frame: Callable[[int, int], None] | None = None,
+) -> Scores:
+    """Score a detector on the annotated key frames of a dataset, by the benchmark's official rules.
+
+    Args:
+        checkpoint: A checkpoint's folder, or a run's: then its newest.
+        data: The dataset.
+        subset: The part of it to score on; None: all of it.
+        split: The official split to score on; None: all, or what the subset names.
+        device: Where to predict.
+        metric: The benchmark, by name; None: that of the detector's recipe.
+        on_frame: Called with (frames done, frames in all) after each.
+
+    Raises:
+        CheckpointError: If the checkpoint is missing, damaged, or not of a detector.
+        ConfigError: If the detector does not fit the dataset, or there is no such benchmark.
+        DataError: If there is nothing to score on, or a frame lacks what the benchmark needs.
+    """
+    loaded = load_detector(checkpoint, device)
+    dataset = open_dataset(data)
+    frames = scored_frames(dataset, subset=subset, split=split)
+    return score_loaded(loaded, dataset, frames, metric=metric, on_frame=on_frame)
+
+
+def score_loaded(
+    loaded: LoadedDetector,
+    dataset: Dataset,
+    frames: npt.NDArray[np.int64],
+    *,
+    metric: str | None = None,
+    on_frame: Callable[[int, int], None] | None = None,
+) -> Scores:
+    """Score a loaded detector on frames of a dataset; see :func:`score_detector`."""
+    benchmark = find_benchmark(metric or loaded.config.benchmark)
+    indices = frames.tolist()
+    truth = benchmark.dataset_truth(dataset, indices)
+    found = []
+    for number, (_, detections) in enumerate(predict_boxes(loaded, dataset, indices), start=1):
+        found.append(detections)
+        if on_frame is not None:
+            on_frame(number, len(indices))
+    return benchmark.score(truth, benchmark.from_detections(dataset, indices, found))
+
+
+def scored_frames(dataset: Dataset, *, subset: Subset | None, split: str | None) -> npt.NDArray[np.int64]:
+    """Return the ascending indices of the annotated key frames of a subset and split.
+
+    Raises:
+        DataError: If the dataset lacks a part of the subset or has no such split, or nothing is annotated.
+    """
+    frames = frames_of(dataset, subset)
+    if split is not None:
+        frames = np.intersect1d(frames, frames_of(dataset, split_subset(dataset, split)))
+    rows = dataset.manifest.take(frames)
+    annotated = pc.and_(rows.column("keyframe"), pc.is_valid(rows.column("class_box_counts")))
+    frames = frames[annotated.to_numpy()]
+    if not len(frames):
+        raise DataError(
+            "no frame is annotated with boxes",
+            where=dataset.uri,
+            expected="annotated key frames",
+            remedy="name another split or subset; what has no truth can be predicted and written, but not scored",
+        )
+    return frames
+
+
+def split_subset(dataset: Dataset, split: str) -> Subset:
+    """Return all sequences of an official split.
+
+    Raises:
+        DataError: If the dataset has no such split.
+    """
+    return draw_subset(dataset, unit="sequence", fraction=1.0, seed=0, split=split)

@@ -1,0 +1,120 @@
+"""A detector: the encoders that pre-training is for, and a head that finds boxes."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from spot_ray.errors import ConfigError
+from spot_ray.models.backbone import Backbone, BevNetwork, build_backbone
+from spot_ray.models.detection.anchor_head import AnchorHead
+from spot_ray.models.detection.boxes import FoundBoxes
+from spot_ray.models.detection.center_head import CenterHead
+from spot_ray.models.detection.config import AnchorHeadConfig, CenterHeadConfig, DetectorConfig, class_groups
+from spot_ray.models.detection.head import DetectionHead, HeadOutputs
+from spot_ray.models.sparse import SparseBackEnd
+
+
+class Detector(BevNetwork):
+    """Voxelise, encode in 3D, encode in 2D, find boxes.
+
+    Args:
+        backbone: The encoders.
+        head: The head.
+    """
+
+    def __init__(self, backbone: Backbone, head: DetectionHead) -> None:
+        super().__init__(backbone)
+        self.head = head
+
+    @property
+    def tail(self) -> nn.Module:
+        """The head."""
+        return self.head
+
+    @property
+    def dense_parts(self) -> tuple[nn.Module, ...]:
+        """The 2D encoder and the head."""
+        return self.bev, self.head
+
+    def forward(self, points: Tensor, point_offsets: Tensor) -> HeadOutputs:
+        """Return the head's output maps.
+
+        Args:
+            points: (P, C) float32 features, x, y, z in metres in the network frame first.
+            point_offsets: (B + 1,) int64; sample b owns `points[point_offsets[b]:point_offsets[b + 1]]`.
+
+        Raises:
+            DataError: If no point of the batch lies in the range.
+        """
+        with self.dense_precision(points.device):
+            bev = self.bev_features(points, point_offsets)
+            self.mark("decoder")
+            outputs: HeadOutputs = self.head(bev)
+            return outputs
+
+    def detect(self, points: Tensor, point_offsets: Tensor) -> list[FoundBoxes]:
+        """Return the boxes of each sample; arguments and errors as of :meth:`forward`."""
+        return self.head.decode(self(points, point_offsets))
+
+
+def build_detector(config: DetectorConfig, *, num_features: int, sparse: SparseBackEnd | None = None) -> Detector:
+    """Build a detector with fresh weights; `torch.manual_seed` before it makes them repeatable.
+
+    Args:
+        config: Sizes.
+        num_features: Input features of a point, x, y, z among them.
+        sparse: The library of sparse convolutions; None: spconv where it is installed, else torch.
+
+    Returns:
+        The network, on the CPU, in training mode.
+
+    Raises:
+        ConfigError: If the sizes do not fit each other, or a class has no anchor.
+    """
+    backbone = build_backbone(config.voxel, config.encoder, config.bev, num_features=num_features, sparse=sparse)
+    return Detector(backbone, _build_head(config, backbone))
+
+
+def _build_head(config: DetectorConfig, backbone: Backbone) -> DetectionHead:
+    where, head, groups = backbone.feature_map, config.head, class_groups(config.head.groups)
+    if isinstance(head, CenterHeadConfig):
+        return CenterHead(
+            backbone.bev.out_channels,
+            groups=groups,
+            shared_channels=head.shared_channels,
+            upsample=head.upsample,
+            velocity=head.velocity,
+            gaussian_overlap=head.gaussian_overlap,
+            min_radius=head.min_radius,
+            decode=config.decode,
+            lower_m=where.lower_m,
+            cell_m=where.cell_m,
+            map_shape=where.shape,
+            range_m=config.voxel.point_cloud_range_m,
+        )
+    _check_anchors(head)
+    return AnchorHead(
+        backbone.bev.out_channels,
+        groups=groups,
+        anchors=head.anchors,
+        shared_channels=head.shared_channels,
+        velocity=head.velocity,
+        decode=config.decode,
+        lower_m=where.lower_m,
+        cell_m=where.cell_m,
+        map_shape=where.shape,
+        range_m=config.voxel.point_cloud_range_m,
+    )
+
+
+def _check_anchors(head: AnchorHeadConfig) -> None:
+    anchors, classes = (
+        [anchor.name for anchor in head.anchors],
+        [name for group in class_groups(head.groups) for name in group],
+    )
+    if sorted(anchors) != sorted(classes):
+        raise ConfigError(
+            f"the anchors are of {', '.join(anchors)}",
+            where="model.head.anchors",
+            expected=f"one of each class of the groups: {', '.join(classes)}",
+        )
