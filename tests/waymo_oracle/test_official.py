@@ -1,19 +1,13 @@
 """Both Waymo converters against Waymo's own package, on a made-up segment whose first frame has the real size.
 
-The package cannot share our environment (it pins NumPy 1.23 and TensorFlow 2.13), so it gets one of its own, which is
-kept for the next run; `official.py` runs in there. Needs Python 3.11, 2.8 GB of disk and, the first time, pip's
-network.
+`official.py` runs in that package's environment; see `conftest.py`.
 """
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -26,9 +20,6 @@ from spot_ray.schema.sweep import NO_LABEL_ZONE, Sweep
 
 pytestmark = [pytest.mark.waymo_oracle, pytest.mark.timeout(2400)]
 
-HERE = Path(__file__).parent
-ENVIRONMENT = HERE.parents[1] / ".venv-waymo"
-REQUIREMENTS = HERE / "requirements.txt"
 RELEASES = {"v1": "waymo-v1", "v2": "waymo-v2"}
 LASERS = range(1, 6)
 
@@ -57,23 +48,6 @@ class Comparison:
 
 
 @pytest.fixture(scope="module")
-def official_python() -> Path:
-    """The interpreter of the environment that Waymo's package lives in, made if it is not there yet."""
-    python = ENVIRONMENT / "bin" / "python"
-    installed = ENVIRONMENT / "installed.txt"
-    wanted = REQUIREMENTS.read_text()
-    if installed.exists() and installed.read_text() == wanted:
-        return python
-    base = sys.executable if sys.version_info[:2] == (3, 11) else shutil.which("python3.11")
-    assert base, "Waymo's package needs Python 3.11: put python3.11 on PATH"
-    subprocess.run([base, "-m", "venv", "--clear", str(ENVIRONMENT)], check=True)
-    pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-    subprocess.run([*pip, "--requirement", str(REQUIREMENTS)], check=True)
-    installed.write_text(wanted)
-    return python
-
-
-@pytest.fixture(scope="module")
 def segment() -> Segment:
     """A frame of the real size, with segmentation, and two small ones: without segmentation, and without labels."""
     large = make_segment(num_frames=1, top=(64, 2650), side=(200, 600))
@@ -84,16 +58,14 @@ def segment() -> Segment:
 
 
 @pytest.fixture(scope="module")
-def comparison(segment: Segment, official_python: Path, tmp_path_factory: pytest.TempPathFactory) -> Comparison:
+def comparison(
+    segment: Segment, run_official: Callable[..., None], tmp_path_factory: pytest.TempPathFactory
+) -> Comparison:
     root = tmp_path_factory.mktemp("waymo")
     folder = write_v2(root / "v2", segment)
     file = write_v1(root / "v1", segment)
     out = root / "official.npz"
-    # Only its own environment: what is on our path is not for it.
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTHON")}
-    script = [str(official_python), str(HERE / "official.py"), str(folder), NAME, str(file), str(out)]
-    done = subprocess.run(script, capture_output=True, text=True, env=environment | {"TF_CPP_MIN_LOG_LEVEL": "2"})
-    assert done.returncode == 0, done.stderr[-5000:]
+    run_official("official.py", folder, NAME, file, out)
     sweeps = {}
     for release, name in RELEASES.items():
         read = list(open_by_name(name, str(root / release)).read(NAME))
