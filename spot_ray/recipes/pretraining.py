@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
 from collections.abc import Callable
 
-from spot_ray.config.load import suggestion
-from spot_ray.errors import ConfigError
 from spot_ray.geometry.grid import VoxelGrid
 from spot_ray.losses.config import LossConfig
 from spot_ray.models.config import BevConfig, DecoderConfig, EncoderConfig, ModelConfig, VoxelConfig
 from spot_ray.operators.config import BeamConfig, DataConfig
+from spot_ray.recipes.named import find_recipe
 from spot_ray.train.config import OptimiserConfig, PretrainConfig, TrainConfig
 
 
@@ -82,17 +80,4 @@ def pretraining_recipe(name: str) -> PretrainConfig:
     Raises:
         ConfigError: If there is no such recipe.
     """
-    if ":" in name:
-        module, _, function = name.partition(":")
-        try:
-            config = getattr(importlib.import_module(module), function)()
-        except (ImportError, AttributeError) as error:
-            raise ConfigError(
-                f"cannot load the recipe {name!r}: {error}", expected="my_package.module:function"
-            ) from None
-        if not isinstance(config, PretrainConfig):
-            raise ConfigError(f"the recipe {name!r} returns a {type(config).__name__}", expected="a PretrainConfig")
-        return config
-    if name not in RECIPES:
-        raise ConfigError(f"no recipe {name!r}", where="the name of the recipe", remedy=suggestion(name, list(RECIPES)))
-    return RECIPES[name]()
+    return find_recipe(name, RECIPES, PretrainConfig)
