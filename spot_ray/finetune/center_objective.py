@@ -38,7 +38,8 @@ def center_objective(head: CenterHead, config: CenterLossConfig) -> Callable[[He
         heatmap = box = weights.new_zeros(truth.batch_size)
         for g, wanted in enumerate(targets.heatmaps):
             heatmap = heatmap + gaussian_focal_loss(outputs[f"heatmap.{g}"].float(), wanted)
-            predicted = outputs[f"box.{g}"].float().flatten(2)[targets.sample, :, targets.cell]
+            columns = wanted.shape[3]
+            predicted = outputs[f"box.{g}"][targets.sample, :, targets.cell // columns, targets.cell % columns].float()
             learned = targets.learned & (targets.group == g)
             box = box + masked_l1(predicted, targets.values, weights, learned, in_sample)
         heatmap, box = config.heatmap_weight * heatmap, config.box_weight * box

@@ -121,9 +121,9 @@ class CenterHead(DetectionHead):
         logits = heatmap.flatten(1)
         logits, position = logits.topk(min(self._decode.num_candidates, logits.shape[1]), dim=1)
         ny, nx = self._map.shape
-        cell = position % (ny * nx)
-        values = values.flatten(2).transpose(1, 2).gather(1, cell[..., None].expand(-1, -1, values.shape[1]))
-        corner = torch.stack((cell % nx, cell // nx), dim=2)
+        line, column = position % (ny * nx) // nx, position % nx
+        values = values[torch.arange(len(values), device=values.device)[:, None], :, line, column]
+        corner = torch.stack((column, line), dim=2)
         center = (corner + values[..., :2]) * values.new_tensor(self._map.cell_m) + values.new_tensor(self._map.lower_m)
         size = values[..., 3:6].clamp(-LOG_SIZE_LIMIT, LOG_SIZE_LIMIT).exp()
         yaw = torch.atan2(values[..., 6:7], values[..., 7:8])
