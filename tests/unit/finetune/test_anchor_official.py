@@ -1,4 +1,4 @@
-"""Targets, losses and decoding against OpenPCDet's: `tests/golden/detection/make_anchors.py` made the golden figures."""
+"""Targets, losses and boxes as OpenPCDet has them: `tests/golden/detection/make_anchors.py` made the figures."""
 
 from __future__ import annotations
 
