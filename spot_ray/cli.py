@@ -24,6 +24,7 @@ _EXAMPLES = {
     "inspect": "spot-ray inspect data/nuscenes",
     "pretrain": "spot-ray pretrain spot-tiny --data data/city --out runs/first --train.epochs 3",
     "evaluate": "spot-ray evaluate --checkpoint runs/first --data data/city-unseen --json scores.json",
+    "score": "spot-ray score --metric kitti --predictions results --ground-truth /data/kitti --split val",
     "compare": "spot-ray compare runs/first runs/second --data data/city-unseen --json compared.json",
     "view": "spot-ray view --checkpoint runs/first --data data/city --frame waymo-0000-0000/000005 --out view.png",
     "export": "spot-ray export runs/waymo --to openpcdet --out waymo.pth",
@@ -335,6 +336,37 @@ def _add_network_verbs(verb: _Verb) -> None:
     sub.add_argument("--subset", metavar="FILE", help="evaluate on this part of the dataset alone")
     sub.add_argument("--baselines", metavar="URI", help="also score the baselines, fitted on this training dataset")
     sub.add_argument("--baselines-subset", metavar="FILE", help="the part of that to fit on")
+    sub.add_argument("--json", metavar="FILE", help="write the figures there")
+
+    sub = verb(
+        "score",
+        commands.score,
+        "Score boxes by a detection benchmark's official metric: a submission of anybody's, or a fine-tuned detector.",
+    )
+    how = sub.add_mutually_exclusive_group(required=True)
+    how.add_argument("--predictions", metavar="PATH", help="the submission: a file, or for kitti a folder")
+    how.add_argument("--checkpoint", metavar="CKPT", help="a fine-tuned detector's checkpoint, or its run")
+    sub.add_argument(
+        "--metric",
+        metavar="NAME",
+        help="kitti, nuscenes, once, once-corrected or waymo (default with --checkpoint: that of its recipe)",
+    )
+    sub.add_argument(
+        "--ground-truth",
+        metavar="DIR",
+        help="a converted dataset, or the benchmark's own folder (default with --checkpoint: the boxes of --data)",
+    )
+    sub.add_argument("--data", metavar="URI", help="with --checkpoint: the dataset to predict")
+    sub.add_argument("--split", metavar="NAME", help="only this official split (default: all that is there)")
+    sub.add_argument("--subset", metavar="FILE", help="only this part of the converted dataset")
+    sub.add_argument(
+        "--write",
+        metavar="PATH",
+        help="with --checkpoint: write what it finds in the benchmark's submission format, also without truth",
+    )
+    sub.add_argument(
+        "--device", metavar="NAME", help="with --checkpoint: where to predict (default: a GPU, or else cpu)"
+    )
     sub.add_argument("--json", metavar="FILE", help="write the figures there")
 
     sub = verb(

@@ -11,6 +11,7 @@ from spot_ray import dry_run
 from spot_ray.errors import ConfigError, InstallError
 
 if TYPE_CHECKING:
+    from spot_ray.evaluate.benchmark import Scores
     from spot_ray.geometry.grid import VoxelGrid
     from spot_ray.schema.subset import Subset
     from spot_ray.storage.cache import CacheConfig
@@ -422,6 +423,65 @@ def evaluate(options: argparse.Namespace, _: list[str]) -> None:
     say(render(report))
 
 
+def score(options: argparse.Namespace, _: list[str]) -> None:
+    """Score boxes by a benchmark's official metric."""
+    from spot_ray.storage import uri as uris
+
+    if options.json:
+        uris.check_writable(options.json)
+    scores = _score_checkpoint(options) if options.predictions is None else _score_predictions(options)
+    if scores is not None:
+        if options.json:
+            from spot_ray.evaluate.score_files import scores_json
+
+            uris.write_bytes(options.json, scores_json(scores).encode())
+        say(scores.table)
+
+
+def _score_predictions(options: argparse.Namespace) -> Scores:
+    from spot_ray.evaluate.score_files import score_predictions
+
+    for flag in ("data", "write", "device"):
+        if getattr(options, flag) is not None:
+            raise ConfigError(f"--{flag} does not go with --predictions", expected="it with --checkpoint")
+    return score_predictions(
+        _given(options, "metric", "NAME"),
+        predictions=options.predictions,
+        ground_truth=_given(options, "ground_truth", "DIR"),
+        split=options.split,
+        subset=_read_subset(options.subset),
+        on_stage=_tell_stage,
+    )
+
+
+def _score_checkpoint(options: argparse.Namespace) -> Scores | None:
+    from spot_ray.finetune.score_files import score_checkpoint
+    from spot_ray.progress import shown_frames
+
+    with shown_frames("score") as on_frame:
+        submission = score_checkpoint(
+            options.checkpoint,
+            data=_given(options, "data", "URI"),
+            metric=options.metric,
+            ground_truth=options.ground_truth,
+            split=options.split,
+            subset=_read_subset(options.subset),
+            write=options.write,
+            device=options.device,
+            on_frame=on_frame,
+            on_stage=_tell_stage,
+        )
+    if options.write:
+        say(f"wrote what was found in {submission.num_frames} frames to {options.write}")
+    if submission.scores is None:
+        say("nothing is scored: no frame is annotated")
+    return submission.scores
+
+
+def _tell_stage(text: str) -> None:
+    sys.stderr.write(f"score: {text}\n")
+
+
 def compare(options: argparse.Namespace, _: list[str]) -> None:
     """Compare two checkpoints."""
     from spot_ray.storage import uri as uris
@@ -561,7 +621,8 @@ def _one_frame(options: argparse.Namespace) -> str:
 def _given(options: argparse.Namespace, flag: str, value: str) -> Any:
     given = getattr(options, flag)
     if given is None:
-        raise ConfigError(f"--{flag} is missing", where=f"spot-ray {options.verb}", expected=f"--{flag} {value}")
+        name = f"--{flag.replace('_', '-')}"
+        raise ConfigError(f"{name} is missing", where=f"spot-ray {options.verb}", expected=f"{name} {value}")
     return given
 
 

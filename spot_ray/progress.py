@@ -174,6 +174,39 @@ def shown_progress(
         yield show
 
 
+@contextlib.contextmanager
+def shown_frames(
+    verb: str, *, console: Console | None = None, every_s: float = 10.0
+) -> Iterator[Callable[[int, int], None]]:
+    """Show how many frames are done while the block runs.
+
+    Args:
+        verb: What is being done.
+        console: Where to show it; None: standard error.
+        every_s: Seconds between two lines where there is no terminal.
+
+    Yields:
+        What to call with (frames done, frames in all).
+    """
+    console = console or Console(stderr=True)
+    bar = Bar(
+        TextColumn(verb), BarColumn(), MofNCompleteColumn(), TextColumn("frames"), console=console,
+        disable=not console.is_terminal,
+    )  # fmt: skip
+    task = bar.add_task("", total=None)
+    told = time.monotonic()
+
+    def show(done: int, of: int) -> None:
+        nonlocal told
+        bar.update(task, total=of, completed=done)
+        if not console.is_terminal and time.monotonic() - told >= every_s:
+            told = time.monotonic()
+            console.print(f"{verb}: {done:,}/{of:,} frames", highlight=False, markup=False, soft_wrap=True)
+
+    with bar:
+        yield show
+
+
 def describe(progress: Progress) -> str:
     """Return frames, frames a second, and the time that is left as far as it can be told."""
     rate = progress.num_frames / progress.seconds if progress.seconds > 0 else 0.0
