@@ -1,4 +1,7 @@
-"""The operators in their order: read → re-sample beams → de-skew → merge → camera view → min points → augment → pack.
+"""The operators in their order.
+
+Read → re-sample beams → de-skew → merge → leave out what no camera sees → leave out boxes with few points → paste
+objects → augment → pack.
 
 Beams are thinned first, sweep by sweep, since they are beams only in the frame in which their LiDAR recorded them;
 sweeps are merged when each is in the one ego frame of its own time; boxes are judged by the points that are left; what
@@ -8,7 +11,7 @@ is augmented is whole.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -25,12 +28,13 @@ from spot_ray.operators.config import DataConfig
 from spot_ray.operators.deskew import Deskew
 from spot_ray.operators.features import check_features
 from spot_ray.operators.frame import input_columns
+from spot_ray.operators.gt_sampling import Paste, PasteObjects, find_paste
 from spot_ray.operators.merge import Merge, build_merge
 from spot_ray.operators.min_points import MinPoints
 from spot_ray.operators.mixture import Member, Mixture, box_taxonomies, class_ids
 from spot_ray.operators.pack import STAGES, Pack, Packed, to_table
 from spot_ray.operators.read import ReadFrame, slots
-from spot_ray.operators.sample import Slot
+from spot_ray.operators.sample import Sample, Slot
 from spot_ray.schema.dataset import DatasetInfo
 from spot_ray.schema.occupancy import cell_offset
 from spot_ray.storage.cache import Traffic
@@ -50,6 +54,7 @@ class DatasetChain:
         merge: Merges them.
         camera_view: Leaves out the points that a camera does not see.
         min_points: Leaves out the boxes with too few points.
+        paste: Pastes objects of other frames.
         augment: Moves the whole.
         pack: Computes the features.
     """
@@ -61,6 +66,7 @@ class DatasetChain:
     merge: Merge
     camera_view: CameraView
     min_points: MinPoints
+    paste: PasteObjects
     augment: Augment
     pack: Pack
 
@@ -73,12 +79,31 @@ class DatasetChain:
         times = [time.perf_counter()]
         sample = self.read(slot, reader)
         times.append(time.perf_counter())
-        for operator in (self.beams, self.deskew, self.merge, self.camera_view, self.min_points, self.augment):
+        for operator in (*self._as_recorded, *self._for_training):
             sample = operator(sample)
             times.append(time.perf_counter())
         packed = self.pack(sample)
         times.append(time.perf_counter())
         return packed, np.diff(times)
+
+    def frame(self, slot: Slot, reader: ShardReader) -> Sample:
+        """Return the sample as the vehicle's sensors saw it, before anything is left out, added or moved at random.
+
+        Raises:
+            DataError: If the frame cannot be read or breaks the schema.
+        """
+        sample = self.read(slot, reader)
+        for operator in self._as_recorded:
+            sample = operator(sample)
+        return sample
+
+    @property
+    def _as_recorded(self) -> tuple[Callable[[Sample], Sample], ...]:
+        return self.beams, self.deskew, self.merge, self.camera_view
+
+    @property
+    def _for_training(self) -> tuple[Callable[[Sample], Sample], ...]:
+        return self.min_points, self.paste, self.augment
 
 
 @dataclass(frozen=True)
@@ -161,7 +186,15 @@ class Chain:
         return chain.pack.stand_in(), np.zeros(len(STAGES)), reason
 
 
-def build_chain(mixture: Mixture, config: DataConfig, grid: VoxelGrid, *, seed: int, epoch: int) -> Chain:
+def build_chain(
+    mixture: Mixture,
+    config: DataConfig,
+    grid: VoxelGrid,
+    *,
+    seed: int,
+    epoch: int,
+    frame_columns: Sequence[str] = (),
+) -> Chain:
     """Return the operators that a config asks for.
 
     Args:
@@ -170,15 +203,27 @@ def build_chain(mixture: Mixture, config: DataConfig, grid: VoxelGrid, *, seed: 
         grid: The label grid to crop the labels to.
         seed: Seed of the run.
         epoch: The epoch.
+        frame_columns: Parquet columns to read of frames beside what the config asks for.
 
     Raises:
-        ConfigError: If the config does not fit a dataset.
+        ConfigError: If the config does not fit a dataset, or objects are to be pasted and there is no database of them
+            that is made of the frames.
         DataError: If the labels do not cover the grid.
     """
-    _check(config, mixture)
+    check_labels(config, mixture)
     united, own = box_taxonomies(mixture, config.boxes.classes)
+    paste = find_paste(config, mixture, epoch=epoch)
     chains = tuple(
-        _chain(member, config, grid, class_ids(boxes, united)[boxes.lookup()], seed=seed, epoch=epoch)
+        _chain(
+            member,
+            config,
+            grid,
+            class_ids(boxes, united)[boxes.lookup()],
+            paste,
+            seed=seed,
+            epoch=epoch,
+            frame_columns=frame_columns,
+        )
         for member, boxes in zip(mixture.members, own, strict=True)
     )
     return Chain(chains, config.on_bad_frame)
@@ -193,19 +238,23 @@ def point_columns(config: DataConfig, info: DatasetInfo) -> tuple[str, ...]:
     return (*columns, "point_source_class") if config.point_labels else columns
 
 
-def _check(config: DataConfig, mixture: Mixture) -> None:
-    """Check that labels are not asked for with what does not move them.
+def check_labels(config: DataConfig, mixture: Mixture) -> None:
+    """Check that labels are not asked for with what they cannot follow.
 
     Raises:
         ConfigError: If they are.
     """
-    if mixture.label_taxonomy is not None and config.augment.scale_height:
-        raise ConfigError(
-            "heights are to be scaled, but the layers of occupancy labels cannot be",
-            where="data.augment.scale_height",
-            expected="false where labels are read",
-            remedy="set data.labels to none, or data.augment.scale_height=false",
-        )
+    for where, asked, what in (
+        ("data.augment.scale_height", config.augment.scale_height, "heights are to be scaled"),
+        ("data.gt_sampling", bool(config.gt_sampling.classes), "objects are to be pasted"),
+    ):
+        if asked and mixture.label_taxonomy is not None:
+            raise ConfigError(
+                f"{what}, and occupancy labels are asked for, which do not follow",
+                where=where,
+                expected="the one or the other",
+                remedy="set data.labels to none, or leave this off",
+            )
 
 
 def _traffic(readers: Sequence[ShardReader]) -> Traffic:
@@ -217,15 +266,17 @@ def _chain(
     config: DataConfig,
     grid: VoxelGrid,
     box_class_of_source: npt.NDArray[np.uint8],
+    paste: Paste | None,
     *,
     seed: int,
     epoch: int,
+    frame_columns: Sequence[str],
 ) -> DatasetChain:
     info, labels = member.dataset.info, member.labels
     check_features(config.features, info)
     if labels is not None:
         cell_offset(labels.info.grid, grid)  # fails now, not in the first task, if the labels do not cover the grid
-    frame_columns = [CALIBRATION] if config.camera_view.enabled else []
+    frame_columns = [*frame_columns, *([CALIBRATION] if config.camera_view.enabled else [])]
     if config.boxes.classes == "detection":
         frame_columns.append("box_velocity")
     return DatasetChain(
@@ -245,6 +296,13 @@ def _chain(
         merge=build_merge(config.merge, info.rig),
         camera_view=CameraView(config.camera_view, info.rig),
         min_points=MinPoints(config.boxes),
+        paste=PasteObjects(
+            paste,
+            first_lidar=info.rig[0].lidar_id,
+            box_class_of_source=box_class_of_source,
+            seed=seed,
+            epoch=epoch,
+        ),
         augment=build_augment(config.augment, grid, seed=seed, epoch=epoch),
         pack=Pack(
             features=config.features,

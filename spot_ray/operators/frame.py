@@ -8,10 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from spot_ray.operators.config import MergeConfig
+from spot_ray.operators.camera_view import points_in_view
+from spot_ray.operators.config import CameraViewConfig, MergeConfig
 from spot_ray.operators.features import columns_of
 from spot_ray.operators.history import find_history
 from spot_ray.operators.merge import merge_sweeps
+from spot_ray.operators.select import points_at
 from spot_ray.schema.dataset import DatasetInfo
 from spot_ray.schema.motion import deskew as deskewed
 from spot_ray.schema.motion import is_skewed, with_frame_poses
@@ -45,7 +47,13 @@ def input_columns(features: Sequence[str], info: DatasetInfo, *, merge: MergeCon
 
 
 def read_frames(
-    dataset: Dataset, frames: Sequence[int], columns: Sequence[str], *, merge: MergeConfig, deskew: bool
+    dataset: Dataset,
+    frames: Sequence[int],
+    columns: Sequence[str],
+    *,
+    merge: MergeConfig,
+    deskew: bool,
+    camera_view: CameraViewConfig | None = None,
 ) -> Iterator[Frame]:
     """Iterate over frames of a dataset, with the sweeps before them merged into them.
 
@@ -55,10 +63,11 @@ def read_frames(
         columns: Point columns to read: those of :func:`input_columns`, and more if need be.
         merge: Which sweeps are merged.
         deskew: Whether sweeps are corrected for the motion within them.
+        camera_view: Which points are left out of the merged sweep, for they are in no camera's view; None: none.
 
     Raises:
         ConfigError: If sweeps are to be merged and no frame of the dataset has an earlier one near enough.
-        DataError: If a sweep cannot be read, merged or corrected.
+        DataError: If a sweep cannot be read, merged or corrected, or has no calibration where its view counts.
     """
     history = find_history(dataset, num_sweeps=merge.num_sweeps, max_gap_s=merge.max_gap_s)
     for i in frames:
@@ -72,7 +81,10 @@ def read_frames(
                 sweeps = [with_frame_poses(sweep, poses) for sweep in sweeps]
             sweeps = [deskewed(sweep) for sweep in sweeps]
         own = sweeps[0]
-        if len(sweeps) == 1:
-            yield Frame(own, own, None)
-        else:
-            yield Frame(own, *merge_sweeps(own, sweeps[1:], rig=dataset.info.rig, min_distance_m=merge.min_distance_m))
+        merged, lag = own, None
+        if len(sweeps) > 1:
+            merged, lag = merge_sweeps(own, sweeps[1:], rig=dataset.info.rig, min_distance_m=merge.min_distance_m)
+        if camera_view is not None and camera_view.enabled:
+            seen = points_in_view(merged, dataset.info.rig, camera_view)
+            merged, lag = points_at(merged, seen), None if lag is None else lag[seen]
+        yield Frame(own, merged, lag)

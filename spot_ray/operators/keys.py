@@ -18,6 +18,7 @@ class Purpose(StrEnum):
     AFFINITY = "affinity"
     BEAMS = "beams"
     AUGMENT = "augment"
+    GT_SAMPLING = "gt_sampling"
 
 
 def generator(purpose: Purpose, *, seed: int, epoch: int, frame: str = "", copy: int = 0) -> np.random.Generator:

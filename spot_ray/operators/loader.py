@@ -86,6 +86,7 @@ class BatchStream(Iterator[Batch]):
         grid: The label grid to crop the labels to, or None: the one that they were made on.
         shuffle: Whether the order is random.
         cache: Where shards of a remote store are kept on this machine, or None: they are read from the store.
+        gt_database: The folder of the objects that `data.gt_sampling` pastes, as `build_gt_database` made it; a URI.
         with_ray: Prepare batches by Ray Data on all cores, or on the cluster that `RAY_ADDRESS` names; a Ray that does
             not run yet runs from the first batch until `close`. Else a thread of this process prepares them. None: with
             Ray where it is installed. Workers that share a machine should share one Ray too: start it before, by
@@ -112,6 +113,7 @@ class BatchStream(Iterator[Batch]):
         grid: VoxelGrid | None = None,
         shuffle: bool = True,
         cache: CacheConfig | None = None,
+        gt_database: str | None = None,
         with_ray: bool | None = None,
         prefetch_batches: int = 2,
         max_tasks: int | None = None,
@@ -123,7 +125,7 @@ class BatchStream(Iterator[Batch]):
         if with_ray and not installed:
             raise InstallError("Ray is not installed", where="with_ray", remedy="pip install 'spot_ray[train]'")
         self._with_ray = installed if with_ray is None else with_ray
-        self._mixture = open_mixture(sources, labels=config.labels)
+        self._mixture = replace(open_mixture(sources, labels=config.labels), gt_database=gt_database)
         self._planner = Planner(self._mixture, config, seed=seed, global_batch_size=global_batch_size)
         self._rank, self._world_size = rank, world_size
         self._cache = cache

@@ -28,7 +28,7 @@ from spot_ray.schema.sweep import Boxes
 from spot_ray.schema.taxonomy import IGNORE
 from spot_ray.storage.cache import Traffic
 
-STAGES = ("read", "beams", "deskew", "merge", "camera_view", "min_points", "augment", "pack")
+STAGES = ("read", "beams", "deskew", "merge", "camera_view", "min_points", "paste", "augment", "pack")
 """The operators, in their order."""
 
 _REST: dict[str, type[np.generic]] = {

@@ -11,6 +11,7 @@ from spot_ray.schema.occupancy import Occupancy, OccupancyInfo
 from spot_ray.schema.taxonomy import PAPER_TAXONOMY
 from spot_ray.storage.dataset import DatasetWriter
 from spot_ray.storage.occupancy import OccupancyWriter
+from spot_ray.synthetic.detection import taxonomy_of
 from spot_ray.synthetic.world import World, find_preset
 
 
@@ -48,7 +49,7 @@ def synthesize(
         uri,
         name=f"synthetic-{preset}",
         rig=(chosen.lidar,),
-        taxonomy=PAPER_TAXONOMY,
+        taxonomy=taxonomy_of(preset),
         licence="Apache-2.0",
         provenance=f"the synthetic world, preset {preset}",
     )

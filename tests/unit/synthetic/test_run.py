@@ -31,7 +31,8 @@ def test_the_data_set_holds_the_worlds_sweeps_and_its_exact_occupancy(tmp_path: 
     dataset = open_dataset(uri)
     assert dataset.sequences == tuple(world.sequence_id for world in worlds)
     assert [lidar.name for lidar in dataset.info.rig] == ["hdl-32e"]
-    assert dataset.info.taxonomy == PAPER_TAXONOMY
+    assert dataset.info.taxonomy.classes == PAPER_TAXONOMY.classes
+    assert dataset.info.taxonomy.detection_classes == ("car", "pedestrian", "motorcycle", "bicycle")
     stored, sweep = dataset[3], worlds[1].sweep(1)
     np.testing.assert_allclose(stored.xyz, sweep.xyz, atol=3e-3)
     np.testing.assert_array_equal(stored.point_source_class, sweep.point_source_class)
