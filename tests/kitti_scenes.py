@@ -1,4 +1,4 @@
-"""Made-up labels and results of KITTI's object benchmark: every type and level, and what a middling detector errs in."""
+"""Made-up labels and results of KITTI's object benchmark: every type and level, and all that a detector errs in."""
 
 from __future__ import annotations
 

@@ -24,6 +24,8 @@ UNUSED_ANGLE = -10.0
 _COLUMN = {name: place for place, name in enumerate(LABEL_COLUMNS[1:])}
 
 Float = npt.NDArray[np.float64]
+Part = tuple[npt.NDArray[np.uint8], Float, Float | None]
+"""Types, values and scores of the rows of one frame."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +93,7 @@ class KittiRows:
         """Return the rows of frames that are given one by one.
 
         Args:
-            parts: Types, values and scores of each frame by its name.
+            parts: The rows of each frame by its name.
             scored: Whether they are results, with scores.
         """
         counts = [len(types) for types, _, _ in parts.values()]
@@ -103,3 +105,31 @@ class KittiRows:
             np.concatenate([np.zeros((0, len(_COLUMN))), *(values for _, values, _ in parts.values())]),
             np.concatenate([none, *(none if s is None else s for _, _, s in parts.values())]) if scored else None,
         )
+
+
+@dataclass(frozen=True, eq=False)
+class KittiTruth:
+    """What predictions are held against.
+
+    Args:
+        rows: The labels.
+        classes: The classes that means are over.
+        ignored: (N,) bool of labels that are neither hits nor misses; None: the benchmark's own levels tell.
+    """
+
+    rows: KittiRows
+    classes: tuple[str, ...]
+    ignored: npt.NDArray[np.bool_] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class KittiPredictions:
+    """Predictions, and what became of the boxes that they were made of.
+
+    Args:
+        rows: The results.
+        notes: What a reader of the scores should know, a sentence each.
+    """
+
+    rows: KittiRows
+    notes: tuple[str, ...] = ()

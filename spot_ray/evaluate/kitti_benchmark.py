@@ -1,0 +1,135 @@
+"""KITTI's object detection benchmark."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from spot_ray.errors import DataError
+from spot_ray.evaluate.benchmark import Scores
+from spot_ray.evaluate.kitti import ALL, CLASSES, LEVELS, METRICS, STRICT, Overlaps, curves, r11, r40
+from spot_ray.evaluate.kitti_dataset import labels_of_dataset, results_of_detections
+from spot_ray.evaluate.kitti_files import read_labels, read_results, write_results
+from spot_ray.evaluate.kitti_rows import KittiPredictions, KittiTruth
+from spot_ray.schema.detections import Detections
+from spot_ray.storage.dataset import Dataset
+
+
+class KittiBenchmark:
+    """KITTI's object detection benchmark; satisfies `Benchmark`.
+
+    Datasets whose frames have no camera and no 2D boxes, as the synthetic ones, are scored after its fashion: on the
+    ground and in space, on one level `all`, on which boxes with fewer than 5 LiDAR points are ignored.
+
+    Args:
+        least_overlaps: Intersections over union that a hit has to exceed: the benchmark's, or
+            :data:`~spot_ray.evaluate.kitti.LOOSE`.
+    """
+
+    name = "kitti"
+    class_names = CLASSES
+
+    def __init__(self, *, least_overlaps: Overlaps = STRICT) -> None:
+        self._least_overlaps = least_overlaps
+
+    def official_truth(self, folder: str, *, split: str | None = None) -> KittiTruth:
+        """Read the labels of the benchmark's folder; see :func:`~spot_ray.evaluate.kitti_files.read_labels`."""
+        return KittiTruth(read_labels(folder, split=split), CLASSES)
+
+    def dataset_truth(self, dataset: Dataset, frames: Sequence[int]) -> KittiTruth:
+        """Return the labels of frames; see :func:`~spot_ray.evaluate.kitti_dataset.labels_of_dataset`."""
+        return labels_of_dataset(dataset, frames)
+
+    def from_detections(
+        self, dataset: Dataset, frames: Sequence[int], detections: Sequence[Detections]
+    ) -> KittiPredictions:
+        """Return results; see :func:`~spot_ray.evaluate.kitti_dataset.results_of_detections`."""
+        return results_of_detections(dataset, frames, detections)
+
+    def read(self, uri: str) -> KittiPredictions:
+        """Read results; see :func:`~spot_ray.evaluate.kitti_files.read_results`."""
+        return KittiPredictions(read_results(uri))
+
+    def write(self, predictions: KittiPredictions, uri: str) -> None:
+        """Write results; see :func:`~spot_ray.evaluate.kitti_files.write_results`."""
+        write_results(predictions.rows, uri)
+
+    def score(self, truth: KittiTruth, predictions: KittiPredictions) -> Scores:
+        """Score results.
+
+        Figures are `AP_R40/3d/Car/moderate` and so on: `AP_R40` and `AP_R11`, over `2d`, `bev` and `3d`, each class and
+        level; `AOS_R40/Car/moderate` and `AOS_R11`; and their means over the classes that there is truth for on the
+        level, `mAP_R40/3d/moderate` and `mAOS_R40/moderate`.
+
+        Raises:
+            DataError: If they are for frames that the truth does not have, frames are missing, or the truth has no box
+                that counts.
+        """
+        _check_frames(truth.rows.frames, predictions.rows.frames)
+        figures: dict[str, float] = {}
+        found = curves(
+            truth.rows,
+            predictions.rows.in_order_of(truth.rows.frames),
+            ignored=truth.ignored,
+            classes=truth.classes,
+            least_overlaps=self._least_overlaps,
+        )
+        for curve in found:
+            place = f"{curve.cls}/{curve.level}"
+            for average, mean in (("R40", r40), ("R11", r11)):
+                figures[f"AP_{average}/{curve.metric}/{place}"] = mean(curve.precision)
+                if curve.similarity is not None:
+                    figures[f"AOS_{average}/{place}"] = mean(curve.similarity)
+        levels = [level.name for level in (LEVELS if truth.ignored is None else (ALL,))]
+        for kind in ("AP_R40", "AP_R11", "AOS_R40", "AOS_R11"):
+            for level in levels:
+                for part in [f"{metric}/" for metric in METRICS] if kind.startswith("AP") else [""]:
+                    names = [f"{kind}/{part}{cls}/{level}" for cls in truth.classes]
+                    values = [figures[name] for name in names if name in figures]
+                    if values:
+                        figures[f"m{kind}/{part}{level}"] = float(np.mean(values))
+        ranked = [f"mAP_R40/{m}/{level}" for m in ("3d", "bev", "2d") for level in ("moderate", "all", "hard", "easy")]
+        headline = next((name for name in ranked if name in figures), None)
+        if headline is None:
+            raise DataError(
+                f"no box of the truth counts on any level: {', '.join(levels)}",
+                expected=f"boxes of {', '.join(truth.classes)} that are not all ignored",
+            )
+        heading = f"KITTI, {len(truth.rows.frames)} frames, AP over 40 recalls, percent"
+        return Scores(
+            self.name,
+            figures,
+            headline,
+            "\n".join([heading, *_table(figures, truth.classes, levels), *predictions.notes]),
+        )
+
+
+def _check_frames(truth: Sequence[str], predicted: Sequence[str]) -> None:
+    unknown, missing = sorted(set(predicted) - set(truth)), sorted(set(truth) - set(predicted))
+    if unknown:
+        raise DataError(
+            f"{len(unknown)} of {len(predicted)} frames of the predictions are none of the truth's, the first is "
+            f"{unknown[0]}",
+            expected="predictions for the frames of the truth",
+            remedy="name the split that they are for",
+        )
+    if missing:
+        raise DataError(
+            f"{len(missing)} of {len(truth)} frames have no predictions, the first is {missing[0]}",
+            expected="predictions for every frame; an empty file says that nothing was found",
+        )
+
+
+def _table(figures: dict[str, float], classes: Sequence[str], levels: Sequence[str]) -> list[str]:
+    """Return the lines of the averages over 40 recalls, in percent."""
+    lines = [f"{'':18}" + "".join(f"{level:>10}" for level in levels)]
+    kinds = [(metric, f"AP_R40/{metric}/") for metric in reversed(METRICS)] + [("AOS", "AOS_R40/")]
+    for label, prefix in kinds:
+        rows = [(f"{label} {cls}", [f"{prefix}{cls}/{level}" for level in levels]) for cls in classes]
+        rows.append((f"{label} mean", [f"m{prefix}{level}" for level in levels]))
+        for name, keys in rows:
+            if any(key in figures for key in keys):
+                cells = (f"{100 * figures[key]:10.2f}" if key in figures else f"{'-':>10}" for key in keys)
+                lines.append(f"{name:18}" + "".join(cells))
+    return lines

@@ -1,0 +1,87 @@
+"""Boxes of the ego frame in the frames that KITTI scores them in: that of its camera 0, and the image of camera 2."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from spot_ray.geometry import se3
+from spot_ray.geometry.boxes import wrap_angle
+
+AXES_SE3_CAMERA = np.array([[0.0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0, 1]])
+"""Pose of a camera that looks along x from the origin, for boxes of frames that have none."""
+
+_NEAREST_M = 0.1
+"""What is nearer to the camera's plane, or behind it, is cut off before projecting."""
+
+_CORNERS = np.array([(along, up, across) for along in (-0.5, 0.5) for up in (-1, 0) for across in (-0.5, 0.5)])
+"""Of a box of size 1, from the centre of its bottom; y points down."""
+_EDGES = np.array([(i, i | bit) for bit in (1, 2, 4) for i in range(8) if not i & bit])
+
+Float = npt.NDArray[np.float64]
+
+
+def boxes_in_camera(boxes: npt.NDArray[np.floating], ego_SE3_camera: Float) -> Float:
+    """Return boxes of the ego frame in KITTI's columns; the inverse of what the converter does.
+
+    A box is upright in both frames, though they may be tilted against each other: its centre and its heading over the
+    ground are kept.
+
+    Args:
+        boxes: (M, 7) `[x, y, z, dx, dy, dz, yaw]`, ego frame.
+        ego_SE3_camera: (4, 4) pose of the rectified frame of camera 0.
+
+    Returns:
+        (M, 7) float64 height, width, length, x, y, z of the bottom's centre, rotation_y in [-π, π).
+    """
+    boxes = boxes.astype(np.float64)
+    result = np.empty((len(boxes), 7))
+    result[:, :3] = boxes[:, [5, 4, 3]]
+    result[:, 3:6] = se3.transform_points(np.linalg.inv(ego_SE3_camera), boxes[:, :3])
+    result[:, 4] += boxes[:, 5] / 2  # y points down
+    # The heading of rotation_y is (cos, 0, -sin) in the camera's frame.
+    turn = ego_SE3_camera[:2, [0, 2]] * [1, -1]
+    cos_sin = np.linalg.solve(turn, np.stack([np.cos(boxes[:, 6]), np.sin(boxes[:, 6])]))
+    result[:, 6] = wrap_angle(np.arctan2(cos_sin[1], cos_sin[0]))
+    return result
+
+
+def observation_angle(boxes: Float) -> Float:
+    """Return (M,) `alpha` in [-π, π) of (M, 7) boxes in KITTI's columns: rotation_y less the azimuth of the centre."""
+    return wrap_angle(boxes[:, 6] - np.arctan2(boxes[:, 3], boxes[:, 5])).astype(np.float64, copy=False)
+
+
+def boxes_in_image(boxes: Float, projection: Float, image_size: tuple[int, int]) -> tuple[Float, npt.NDArray[np.bool_]]:
+    """Return the upright boxes that the image shows boxes in.
+
+    What of a box lies behind the camera is cut off; the rest is projected and clipped to the image.
+
+    Args:
+        boxes: (M, 7) in KITTI's columns.
+        projection: (3, 4) from the boxes' frame to pixels.
+        image_size: (width, height) in pixels.
+
+    Returns:
+        (M, 4) float64 left, top, right, bottom, from 0 to the width and height less 1; (M,) bool: the image shows a
+        part of the box.
+    """
+    corners = _CORNERS * boxes[:, None, [2, 0, 1]]
+    c, s = np.cos(boxes[:, None, 6]), np.sin(boxes[:, None, 6])
+    placed = np.stack(
+        [corners[..., 0] * c + corners[..., 2] * s, corners[..., 1], corners[..., 2] * c - corners[..., 0] * s], axis=-1
+    )
+    seen = (placed + boxes[:, None, 3:6]) @ projection[:, :3].T + projection[:, 3]
+    ends = seen[:, _EDGES]  # (M, 12, 2, 3)
+    depth = ends[..., 2]
+    ahead: npt.NDArray[np.bool_] = np.greater_equal(depth, _NEAREST_M)
+    step = depth - depth[..., ::-1]
+    part = np.divide(_NEAREST_M - depth[..., ::-1], step, out=np.zeros_like(step), where=step != 0)
+    cut = ends[..., ::-1, :] + part[..., None] * (ends - ends[..., ::-1, :])
+    kept = np.where(ahead[..., None], ends, cut)[..., :2] / np.where(ahead, depth, _NEAREST_M)[..., None]
+    some = (ahead[..., 0] | ahead[..., 1])[..., None, None]
+    low = np.where(some, kept, np.inf).min(axis=(1, 2))
+    high = np.where(some, kept, -np.inf).max(axis=(1, 2))
+    last = np.array(image_size, dtype=np.float64) - 1
+    result = np.concatenate([np.clip(low, 0, last), np.clip(high, 0, last)], axis=1)
+    width, height = (result[:, 2:] - result[:, :2]).T
+    return result, np.minimum(width, height) > 0

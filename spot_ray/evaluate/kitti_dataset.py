@@ -1,0 +1,219 @@
+"""Frames of converted datasets, and what a detector finds in them, as labels and results of KITTI's benchmark."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from spot_ray.errors import DataError
+from spot_ray.evaluate.kitti import CLASSES
+from spot_ray.evaluate.kitti_boxes import AXES_SE3_CAMERA, boxes_in_camera, boxes_in_image, observation_angle
+from spot_ray.evaluate.kitti_rows import (
+    ROW_TYPES,
+    UNUSED_ANGLE,
+    UNUSED_M,
+    UNUSED_SIZE,
+    KittiPredictions,
+    KittiRows,
+    KittiTruth,
+    Part,
+)
+from spot_ray.schema.detections import Detections
+from spot_ray.schema.kitti_camera import kitti_camera
+from spot_ray.schema.sweep import Sweep
+from spot_ray.schema.taxonomy import Taxonomy
+from spot_ray.storage.dataset import Dataset
+from spot_ray.storage.kitti_text import DONT_CARE
+
+USUAL_IMAGE_SIZE = (1242, 375)
+"""Width and height in pixels of most of the benchmark's images, for frames whose calibration does not tell them."""
+
+MIN_POINTS = 5
+"""Boxes of datasets without images that hold fewer LiDAR points are ignored."""
+
+_UNUSED_BOX = (*[UNUSED_SIZE] * 3, *[UNUSED_M] * 3, UNUSED_ANGLE)
+_NO_TYPE = len(ROW_TYPES)
+
+Float = npt.NDArray[np.float64]
+
+
+def labels_of_dataset(dataset: Dataset, frames: Sequence[int]) -> KittiTruth:
+    """Return the ground truth of frames of a converted dataset.
+
+    Boxes come back from the ego frame to that of camera 0, as exact as float32 keeps them. `alpha` is worked out of
+    them; labels round theirs to 0.01. In frames without 2D boxes and calibration, boxes with fewer than 5 LiDAR points
+    are ignored.
+
+    Args:
+        dataset: The dataset.
+        frames: Indices of its frames.
+
+    Raises:
+        DataError: If a frame is not annotated, some frames have 2D boxes and others do not, or a frame lacks what tells
+            its boxes' difficulty.
+    """
+    type_of_source = _types(dataset.info.taxonomy)
+    parts: dict[str, Part] = {}
+    ignored = [np.zeros(0, np.bool_)]
+    with_image: bool | None = None
+    for i in frames:
+        sweep = dataset.read(i, ("boxes",))
+        where = f"{dataset.uri}, {sweep.name}"
+        boxes = sweep.boxes
+        if boxes is None:
+            raise DataError("the frame is not annotated", where=where, expected="boxes")
+        types = type_of_source[boxes.source_class]
+        has_image = sweep.calibration is not None and boxes.box_2d is not None
+        if with_image is not None and has_image != with_image:
+            raise DataError(
+                f"the frame has {'' if has_image else 'no '}2D boxes and calibration, unlike those before it",
+                where=where,
+                expected="all frames with them, or none",
+            )
+        with_image = has_image
+        name = _new_name(parts, sweep)
+        if has_image:
+            parts[name] = _labels(sweep, types, dataset)
+        elif boxes.num_lidar_points is None:
+            raise DataError(
+                "the frame has no 2D boxes with a calibration, and its boxes do not tell how many points they hold",
+                where=where,
+                expected="one or the other",
+            )
+        else:
+            known = types != _NO_TYPE
+            parts[name] = (types[known], _values(boxes_in_camera(boxes.boxes[known], AXES_SE3_CAMERA)), None)
+            ignored.append(boxes.num_lidar_points[known] < MIN_POINTS)
+    rows = KittiRows.of_frames(parts, scored=False)
+    classes = tuple(name for name in CLASSES if name in dataset.info.taxonomy.detection_classes)
+    return KittiTruth(rows, classes, None if with_image else np.concatenate(ignored))
+
+
+def results_of_detections(
+    dataset: Dataset, frames: Sequence[int], detections: Sequence[Detections]
+) -> KittiPredictions:
+    """Return what a detector found, in ego frames, as results.
+
+    Each box is taken to the frame of camera 0, and its 2D box is the extent of what the image of camera 2 shows of it.
+    Boxes that it shows nothing of are dropped and counted, since only what it shows is annotated. Frames without a
+    camera keep all boxes, and tell nothing of an image.
+
+    Args:
+        dataset: The dataset.
+        frames: Indices of its frames.
+        detections: What was found in each.
+
+    Raises:
+        DataError: If the dataset has a detection class that the benchmark does not, or a detection one that the dataset
+            does not.
+    """
+    names = dataset.info.taxonomy.detection_classes
+    for name in names:
+        if name not in CLASSES:
+            raise DataError(
+                f"the dataset's detection class {name!r} is none of the benchmark's",
+                where=dataset.uri,
+                expected=f"some of {', '.join(CLASSES)}",
+                remedy="score it by the benchmark of the dataset",
+            )
+    type_of_class = np.array([_NO_TYPE, *(ROW_TYPES.index(name) for name in names)], dtype=np.uint8)
+    parts: dict[str, Part] = {}
+    dropped = assumed = 0
+    for i, found in zip(frames, detections, strict=True):
+        sweep = dataset.read(i, ())
+        if len(found) and found.classes.max() > len(names):
+            raise DataError(
+                f"a detection has the class {found.classes.max()}",
+                where=f"{dataset.uri}, {sweep.name}",
+                expected=f"1 to {len(names)}: {', '.join(names)}",
+            )
+        types, scores = type_of_class[found.classes], found.scores.astype(np.float64)
+        name = _new_name(parts, sweep)
+        if sweep.calibration is None:
+            parts[name] = (types, _values(boxes_in_camera(found.boxes, AXES_SE3_CAMERA)), scores)
+            continue
+        camera = kitti_camera(sweep, dataset.info.rig[0])
+        boxes = boxes_in_camera(found.boxes, camera.ego_SE3_camera)
+        extent, shown = boxes_in_image(boxes, camera.projection, camera.image_size or USUAL_IMAGE_SIZE)
+        values = _values(boxes, alpha=observation_angle(boxes), boxes_2d=extent)
+        parts[name] = (types[shown], values[shown], scores[shown])
+        dropped += int((~shown).sum())
+        assumed += camera.image_size is None
+    notes = []
+    if dropped:
+        notes.append(f"{dropped} boxes that the image of camera 2 does not show were dropped")
+    if assumed:
+        size = " × ".join(map(str, USUAL_IMAGE_SIZE))
+        notes.append(f"{assumed} frames do not tell the size of their image: {size} pixels were taken")
+    return KittiPredictions(KittiRows.of_frames(parts, scored=True), tuple(notes))
+
+
+def frame_name(sweep: Sweep) -> str:
+    """Return the name of a frame's files: `000042` of the benchmark's own, `SEQUENCE_FRAME` of others."""
+    own = sweep.sequence_id in (f"training/{sweep.frame_id}", f"testing/{sweep.frame_id}")
+    return sweep.frame_id if own else sweep.name.replace("/", "_")
+
+
+def _new_name(parts: dict[str, Part], sweep: Sweep) -> str:
+    name = frame_name(sweep)
+    if name in parts:
+        raise DataError(f"two frames have the name {name}", where=sweep.name, expected="each frame once")
+    return name
+
+
+def _types(taxonomy: Taxonomy) -> npt.NDArray[np.uint8]:
+    """Return (65536,) the place in :data:`ROW_TYPES` of each source id; its length where it is no type of KITTI."""
+    result = np.full(65536, _NO_TYPE, np.uint8)
+    for source in taxonomy.sources:
+        name = source.detection or source.name
+        if name in ROW_TYPES:
+            result[source.id] = ROW_TYPES.index(name)
+    return result
+
+
+def _labels(sweep: Sweep, types: npt.NDArray[np.uint8], dataset: Dataset) -> Part:
+    """Return the labels of a frame with an image, and the regions in which nothing counts."""
+    boxes = sweep.boxes
+    assert boxes is not None
+    assert boxes.box_2d is not None
+    if boxes.truncation is None or boxes.occlusion is None:
+        raise DataError(
+            "the frame's boxes do not tell how far they are truncated and occluded",
+            where=f"{dataset.uri}, {sweep.name}",
+            expected="truncation and occlusion beside 2D boxes",
+        )
+    in_camera = boxes_in_camera(boxes.boxes, kitti_camera(sweep, dataset.info.rig[0]).ego_SE3_camera)
+    values = _values(
+        in_camera,
+        truncated=_as_written(boxes.truncation),
+        occluded=boxes.occlusion.astype(np.float64),
+        alpha=observation_angle(in_camera),
+        boxes_2d=_as_written(boxes.box_2d),
+    )
+    known = types != _NO_TYPE
+    regions = np.zeros((0, 4), np.float32) if sweep.ignore_boxes_2d is None else sweep.ignore_boxes_2d
+    nowhere = _values(np.tile(_UNUSED_BOX, (len(regions), 1)), boxes_2d=_as_written(regions))
+    of_regions = np.full(len(regions), ROW_TYPES.index(DONT_CARE), np.uint8)
+    return np.concatenate([types[known], of_regions]), np.concatenate([values[known], nowhere]), None
+
+
+def _values(
+    boxes: Float,
+    *,
+    truncated: Float | float = -1.0,
+    occluded: Float | float = -1.0,
+    alpha: Float | float = UNUSED_ANGLE,
+    boxes_2d: Float | float = -1.0,
+) -> Float:
+    """Return (M, 14) columns of labels; what is not given is not told."""
+    values = np.empty((len(boxes), 14))
+    values[:, 0], values[:, 1], values[:, 2] = truncated, occluded, alpha
+    values[:, 3:7], values[:, 7:] = boxes_2d, boxes
+    return values
+
+
+def _as_written(values: npt.NDArray[np.float32]) -> Float:
+    """Return the shortest decimals that round to the float32: those of the labels, at which levels are cut."""
+    return values.astype(str).astype(np.float64)
