@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 from spot_ray.errors import DataError
 from spot_ray.evaluate.benchmark import Scores
@@ -265,6 +266,6 @@ def _types(dataset: Dataset) -> npt.NDArray[np.uint8]:
 
 def _keys(dataset: Dataset, frames: Sequence[int]) -> tuple[FrameKey, ...]:
     """Return the names of frames: the sequence, and the time in microseconds."""
-    rows = dataset.manifest.select(["sequence_id", "timestamp_ns"]).take(list(frames))
+    rows = dataset.manifest.select(["sequence_id", "timestamp_ns"]).take(pa.array(frames, pa.int64()))
     segments, times = (rows.column(name).to_pylist() for name in ("sequence_id", "timestamp_ns"))
     return tuple((segment, time // 1000) for segment, time in zip(segments, times, strict=True))
