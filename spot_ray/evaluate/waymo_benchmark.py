@@ -41,7 +41,7 @@ class WaymoBenchmark:
     """
 
     name = "waymo"
-    class_names = CLASS_NAMES
+    class_names: tuple[str, ...] = CLASS_NAMES
 
     def official_truth(self, folder: str, *, split: str | None = None) -> WaymoTruth:
         """Read the official ground truth.
