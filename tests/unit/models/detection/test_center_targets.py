@@ -119,7 +119,8 @@ def test_gaussians_of_many_boxes_are_those_drawn_one_by_one(min_radius: int) -> 
 
 def test_centres_off_the_map_are_left_out() -> None:
     places = [(-8.0, -4.0), (-8.01, 0), (3.99, 3.99), (4.0, 0), (0, 4.0), (0, -4.01)]
-    found = targets(truth([(0, 0, [x, y, 0, 1, 1, 1, 0]) for x, y in places]))
+    # Those off the map are larger than the one in cell 0, and must not displace it.
+    found = targets(truth([(0, 0, [x, y, 0, 1 + k, 1, 1, 0]) for k, (x, y) in enumerate(places)]))
     assert found.learned.tolist() == [True, False, True, False, False, False]
     assert (found.heatmaps[0] == 1).sum() == 2
     assert not found.known[~found.learned].any()
