@@ -22,9 +22,6 @@ from spot_ray.synthetic.world import World
 
 Record = TypeVar("Record", Sweep, Boxes)
 
-MIN_POINTS = 5
-"""Boxes of fewer points are not annotated."""
-
 OUTSIDE_M = 2.0
 """Points this far outside the range stay: a turned or smaller sweep brings them into it."""
 
@@ -54,7 +51,7 @@ def detection_city(
     """Write a city with annotated boxes, its sequences of the splits `train` and `val`.
 
     Frames are `every` tenths of a second apart. Points and boxes end at the network's range, as in a benchmark of such
-    a range; boxes of fewer than five points are not annotated, as annotators leave out what they cannot see.
+    a range.
     """
     description = str(folder / "description")
     synthesize(description, preset=preset, num_sequences=1, num_frames=1, seed=seed)
@@ -67,7 +64,7 @@ def detection_city(
             world = World(preset, seed=seed, sequence=sequence, num_frames=(frames - 1) * every + 1)
             split = "train" if sequence < train_sequences else "val"
             for frame in range(0, world.num_frames, every):
-                sweep = _annotated(world.sweep(frame), reach_m)
+                sweep = _within(world.sweep(frame), reach_m)
                 assert sweep.boxes is not None
                 num_boxes += len(sweep.boxes)
                 writer.add(dataclasses.replace(sweep, split=split))
@@ -114,15 +111,13 @@ def derangement(count: int, seed: int) -> npt.NDArray[np.int64]:
     return result
 
 
-def _annotated(sweep: Sweep, reach_m: float) -> Sweep:
-    """Return a sweep whose points and boxes lie within a square around the vehicle, boxes as far as they are seen."""
-    assert sweep.boxes is not None
-    assert sweep.boxes.num_lidar_points is not None
+def _within(sweep: Sweep, reach_m: float) -> Sweep:
+    """Return a sweep whose points and boxes lie within a square around the vehicle."""
     boxes = sweep.boxes
-    near = np.abs(boxes.boxes[:, :2]).max(axis=1, initial=0.0) < reach_m
+    assert boxes is not None
     return dataclasses.replace(
         _rows(sweep, np.abs(sweep.xyz[:, :2]).max(axis=1) < reach_m + OUTSIDE_M),
-        boxes=_rows(boxes, near & (boxes.num_lidar_points >= MIN_POINTS)),
+        boxes=_rows(boxes, np.abs(boxes.boxes[:, :2]).max(axis=1, initial=0.0) < reach_m),
     )
 
 

@@ -16,8 +16,8 @@ from spot_ray.synthetic.world import World
 GRID = VoxelGrid((-8.0, -8.0, -1.0), (0.8, 0.8, 0.8), (20, 20, 5))
 
 
-def test_a_detection_city_has_sequences_apart_and_only_what_is_seen_within_reach(tmp_path: Path) -> None:
-    arguments = {"train_sequences": 2, "test_sequences": 1, "frames": 2, "every": 5, "reach_m": 40.0, "seed": 3}
+def test_a_detection_city_has_sequences_apart_and_ends_at_its_reach(tmp_path: Path) -> None:
+    arguments = {"train_sequences": 2, "test_sequences": 1, "frames": 2, "every": 5, "reach_m": 20.0, "seed": 3}
     result = detection_city(tmp_path, {}, preset="nuscenes", **arguments)
     dataset = open_dataset(result["data"])
     assert result["frames"] == len(dataset) == 6
@@ -26,12 +26,11 @@ def test_a_detection_city_has_sequences_apart_and_only_what_is_seen_within_reach
     assert [row["frame_id"] for row in rows] == ["000000", "000005"] * 3
     world = World("nuscenes", seed=3, sequence=1, num_frames=6)
     whole, found = world.sweep(5), dataset[3]
-    near = np.abs(whole.boxes.boxes[:, :2]).max(axis=1) < 40.0
-    kept = near & (whole.boxes.num_lidar_points >= 5)
-    assert 0 < kept.sum() < near.sum()
-    np.testing.assert_allclose(found.boxes.boxes, whole.boxes.boxes[kept], atol=1e-5)
-    assert found.boxes.track_id == [name for name, keep in zip(whole.boxes.track_id, kept, strict=True) if keep]
-    inside = np.abs(whole.xyz[:, :2]).max(axis=1) < 42.0
+    near = np.abs(whole.boxes.boxes[:, :2]).max(axis=1) < 20.0
+    assert 0 < near.sum() < len(near)
+    np.testing.assert_allclose(found.boxes.boxes, whole.boxes.boxes[near], atol=1e-5)
+    assert found.boxes.track_id == [name for name, keep in zip(whole.boxes.track_id, near, strict=True) if keep]
+    inside = np.abs(whole.xyz[:, :2]).max(axis=1) < 22.0
     assert len(found) == inside.sum() < len(whole)
     np.testing.assert_array_equal(found.ring, whole.ring[inside])
     assert result["boxes"] == sum(len(sweep.boxes) for sweep in dataset)
