@@ -45,9 +45,8 @@ def score_predictions(
     """
     benchmark = find_benchmark(metric)
     tell = on_stage or (lambda _: None)
-    tell(f"reading the truth, {ground_truth}")
     truth = read_ground_truth(benchmark, ground_truth, split=split, subset=subset)
-    tell(f"reading the predictions, {predictions}")
+    tell(f"read the truth, {ground_truth}; reading the predictions, {predictions}")
     found = benchmark.read(predictions)
     tell("scoring")
     return benchmark.score(truth, found)

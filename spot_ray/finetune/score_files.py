@@ -93,10 +93,8 @@ def score_checkpoint(
     # Read first: predicting takes long.
     truth = None
     if ground_truth is not None:
-        tell(f"reading the truth, {ground_truth}")
         truth = read_ground_truth(benchmark, ground_truth, split=split, subset=subset)
     elif annotated.any():
-        tell(f"reading the truth, {data}")
         truth = benchmark.dataset_truth(dataset, indices)
     tell(f"predicting {len(indices)} frames")
     found = []

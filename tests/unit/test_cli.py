@@ -20,7 +20,7 @@ from spot_ray.storage.dataset import DatasetWriter
 
 VERBS = (
     "synthesize", "convert", "subset", "remove", "label", "export-labels", "import-labels", "inspect", "pretrain",
-    "evaluate", "compare", "view", "doctor", "demo",
+    "evaluate", "score", "compare", "view", "doctor", "demo",
 )  # fmt: skip
 HEAVY = ("torch", "ray", "spconv", "numba", "matplotlib", "pyarrow")
 
@@ -123,6 +123,24 @@ def test_writing_a_log_needs_neither_torch_nor_ray() -> None:
         (["export", "x", "--to", "openpcdet", "--out", __file__], "is there already"),
         (["export", "x", "--to", "openpcdet", "--out", f"{__file__}/x.pth"], "cannot make the folder"),
         (["export", "{here}/none", "--to", "openpcdet", "--out", "{here}/x.pth"], "no checkpoint is here"),
+        (["score", "--metric", "kiti", "--predictions", "x", "--ground-truth", "x"], "did you mean 'kitti'?"),
+        (["score", "--predictions", "x", "--ground-truth", "x"], "--metric is missing"),
+        (["score", "--metric", "once", "--predictions", "x"], "--ground-truth is missing"),
+        (
+            ["score", "--metric", "once", "--predictions", "x", "--ground-truth", "x", "--write", "x"],
+            "--write does not go with --predictions",
+        ),
+        (["score", "--metric", "once", "--predictions", "x", "--ground-truth", "{here}/none"], "no such folder"),
+        (["score", "--metric", "once", "--predictions", "x", "--ground-truth", "{here}"], "no sequence in data/"),
+        (
+            ["score", "--metric", "once", "--predictions", "x", "--ground-truth", "x", "--json", f"{__file__}/x.json"],
+            "cannot make the folder",
+        ),
+        (["score", "--checkpoint", "x"], "--data is missing"),
+        (["score", "--checkpoint", "x", "--data", "{here}"], "has no dataset.json"),
+        (["score", "--checkpoint", "x", "--data", "x", "--metric", "waimo"], "did you mean 'waymo'?"),
+        (["score", "--checkpoint", "x", "--data", "x", "--device", "gpu"], "cannot compute on 'gpu'"),
+        (["score", "--checkpoint", "x", "--data", "x", "--write", f"{__file__}/x"], "cannot make the folder"),
         (["compare", "x", "y", "--data", "{here}"], "has no dataset.json"),
         (["compare", "x", "y", "--data", "x", "--json", f"{__file__}/x.json"], "cannot make the folder"),
         (["compare", "x", "y", "--data", "x", "--subset", "{here}/none.json"], "{here}/none.json"),
