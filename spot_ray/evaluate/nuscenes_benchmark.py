@@ -7,7 +7,6 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 import pyarrow.compute as pc
-from scipy.spatial.transform import Rotation
 
 from spot_ray.errors import DataError
 from spot_ray.evaluate.benchmark import Scores
@@ -131,9 +130,10 @@ class NuscenesBenchmark:
                     expected=f"1 to {len(classes)}: {', '.join(dataset.info.taxonomy.detection_classes)}",
                 )
             best = np.argsort(-found.scores, kind="stable")[:MAX_BOXES_PER_SAMPLE]
-            velocity = None if found.velocity is None else np.pad(found.velocity[best], ((0, 0), (0, 1)))
             labels = classes[found.classes[best].astype(np.int64) - 1]
-            boxes = _global(found.boxes[best], labels, s, world_SE3_ego, velocity=velocity)
+            boxes = _global(found.boxes[best], labels, s, world_SE3_ego)
+            if found.velocity is not None:
+                boxes.velocity[:] = _level(found.velocity[best], world_SE3_ego)
             boxes.attribute[:] = _by_speed(boxes)
             parts.append(boxes)
             scores.append(found.scores[best].astype(np.float64))
@@ -227,8 +227,9 @@ def _annotated(
     name: str,
 ) -> NuscenesBoxes:
     """Return annotated boxes in the global frame with what is known of them."""
-    velocity = None if boxes.velocity is None else boxes.velocity[rows]
-    result = _global(boxes.boxes[rows], labels, sample, world_SE3_ego, velocity=velocity)
+    result = _global(boxes.boxes[rows], labels, sample, world_SE3_ego)
+    if boxes.velocity is not None:
+        result.velocity[:] = (boxes.velocity[rows].astype(np.float64) @ world_SE3_ego[:3, :3].T)[:, :2]
     points = [n for n in (boxes.num_lidar_points, boxes.num_radar_points) if n is not None]
     if points:
         result.num_points[:] = np.sum(points, axis=0)[rows]
@@ -244,38 +245,43 @@ def _annotated(
 
 
 def _global(
-    boxes: npt.NDArray[np.float32],
-    labels: npt.NDArray[np.int8],
-    sample: int,
-    world_SE3_ego: Float,
-    *,
-    velocity: npt.NDArray[np.float32] | None = None,
+    boxes: npt.NDArray[np.float32], labels: npt.NDArray[np.int8], sample: int, world_SE3_ego: Float
 ) -> NuscenesBoxes:
-    """Return boxes of an ego frame in the global frame, without attributes and numbers of points.
+    """Return boxes of an ego frame in the global frame, upright there, and nothing known of them but their geometry.
 
     Args:
         boxes: (M, 7) `[x, y, z, dx, dy, dz, yaw]`.
         labels: (M,) positions in `DETECTION_CLASSES`.
         sample: Their sample.
         world_SE3_ego: (4, 4).
-        velocity: (M, 3) m/s in ego axes, or None.
+    """
+    count = len(boxes)
+    yaw = boxes[:, 6].astype(np.float64)
+    forward = _level(np.stack([np.cos(yaw), np.sin(yaw)], axis=1), world_SE3_ego)
+    half = 0.5 * np.arctan2(forward[:, 1], forward[:, 0])
+    return NuscenesBoxes(
+        sample=np.full(count, sample, dtype=np.int32),
+        label=labels,
+        centre=boxes[:, :3].astype(np.float64) @ world_SE3_ego[:3, :3].T + world_SE3_ego[:3, 3],
+        size_wlh=boxes[:, [4, 3, 5]].astype(np.float64),
+        rotation=np.stack([np.cos(half), np.zeros(count), np.zeros(count), np.sin(half)], axis=1),
+        velocity=np.full((count, 2), np.nan),
+        attribute=np.full(count, -1, dtype=np.int8),
+        num_points=np.full(count, -1, dtype=np.int32),
+    )
+
+
+def _level(vectors: npt.NDArray[np.floating], world_SE3_ego: Float) -> Float:
+    """Return the (M, 2) x, y of vectors that are level in the world, of which (M, 2) x, y in ego axes are given.
+
+    So a heading or a velocity over ground comes back just as it was, also where the vehicle drives at a tilt: nuScenes'
+    boxes are upright in the world, and annotated headings come to the ego frame by their x and y there.
     """
     world_R_ego = world_SE3_ego[:3, :3]
-    turns = Rotation.from_matrix(world_R_ego) * Rotation.from_euler("z", boxes[:, 6].astype(np.float64)[:, None])
-    return NuscenesBoxes(
-        sample=np.full(len(boxes), sample, dtype=np.int32),
-        label=labels,
-        centre=boxes[:, :3].astype(np.float64) @ world_R_ego.T + world_SE3_ego[:3, 3],
-        size_wlh=boxes[:, [4, 3, 5]].astype(np.float64),
-        rotation=turns.as_quat(scalar_first=True).reshape(-1, 4),
-        velocity=(
-            np.full((len(boxes), 2), np.nan)
-            if velocity is None
-            else (velocity.astype(np.float64) @ world_R_ego.T)[:, :2].copy()
-        ),
-        attribute=np.full(len(boxes), -1, dtype=np.int8),
-        num_points=np.full(len(boxes), -1, dtype=np.int32),
-    )
+    xy = vectors.astype(np.float64)
+    z = -(xy @ world_R_ego[2, :2]) / world_R_ego[2, 2]
+    result: Float = np.column_stack([xy, z]) @ world_R_ego[:2].T
+    return result
 
 
 def _by_speed(boxes: NuscenesBoxes) -> npt.NDArray[np.int8]:
