@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
@@ -166,8 +167,7 @@ class NuscenesBenchmark:
                     remedy="name the split that the predictions are for, or predict the rest",
                 )
         renumbered = np.array([place[token] for token in predictions.samples], dtype=np.int32)
-        boxes = predictions.boxes.take(np.arange(len(predictions.boxes)))
-        boxes.sample[:] = renumbered[boxes.sample]
+        boxes = dataclasses.replace(predictions.boxes, sample=renumbered[predictions.boxes.sample])
         count = counted(boxes, truth.ego_xy, truth.racks)
         metrics = evaluate(
             truth.boxes.take(counted(truth.boxes, truth.ego_xy, truth.racks)),
