@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from spot_ray.errors import ConfigError, DataError, StoreError
+from spot_ray.errors import DataError, StoreError
 from spot_ray.geometry.grid import VoxelGrid
 from spot_ray.operators.augment import Augment, build_augment
 from spot_ray.operators.beams import BeamResample, beam_columns, build_beam_resample
@@ -210,7 +210,6 @@ def build_chain(
             that is made of the frames.
         DataError: If the labels do not cover the grid.
     """
-    check_labels(config, mixture)
     united, own = box_taxonomies(mixture, config.boxes.classes)
     paste = find_paste(config, mixture, epoch=epoch)
     chains = tuple(
@@ -236,25 +235,6 @@ def point_columns(config: DataConfig, info: DatasetInfo) -> tuple[str, ...]:
         *beam_columns(config.beams, info.rig),
     )
     return (*columns, "point_source_class") if config.point_labels else columns
-
-
-def check_labels(config: DataConfig, mixture: Mixture) -> None:
-    """Check that labels are not asked for with what they cannot follow.
-
-    Raises:
-        ConfigError: If they are.
-    """
-    for where, asked, what in (
-        ("data.augment.scale_height", config.augment.scale_height, "heights are to be scaled"),
-        ("data.gt_sampling", bool(config.gt_sampling.classes), "objects are to be pasted"),
-    ):
-        if asked and mixture.label_taxonomy is not None:
-            raise ConfigError(
-                f"{what}, and occupancy labels are asked for, which do not follow",
-                where=where,
-                expected="the one or the other",
-                remedy="set data.labels to none, or leave this off",
-            )
 
 
 def _traffic(readers: Sequence[ShardReader]) -> Traffic:

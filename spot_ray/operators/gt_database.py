@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from spot_ray.errors import DataError, StoreError
 from spot_ray.geometry.boxes import points_of_boxes
-from spot_ray.operators.chain import Chain, build_chain, check_labels, point_columns
+from spot_ray.operators.chain import Chain, build_chain, point_columns
 from spot_ray.operators.config import DataConfig, GtSamplingConfig
 from spot_ray.operators.gt_objects import OBJECTS, TIME_LAG, GtObject, column_dtype, objects_schema, to_batch
 from spot_ray.operators.gt_origin import Made, check_made_of, digest_of, made_of, read_marker, write_marker
@@ -54,11 +54,9 @@ def build_gt_database(
         on_progress: Called with the number of frames that are done, and of all.
 
     Raises:
-        ConfigError: If the classes are none of the data's, labels are asked for, or the folder holds a database of
-            other frames or settings.
+        ConfigError: If the classes are none of the data's, or the folder holds a database of other frames or settings.
         DataError: If a frame cannot be read, or too many cannot; or the folder is not to be written to.
     """
-    check_labels(config, mixture)
     ids = class_ids_of(config, mixture)
     of = made_of(mixture, config)
     made = read_marker(uri)

@@ -19,7 +19,7 @@ from spot_ray.operators.gt_origin import check_made_of, made_of, read_marker
 from spot_ray.operators.keys import Purpose, generator
 from spot_ray.operators.mixture import Mixture, box_taxonomies
 from spot_ray.operators.sample import Sample
-from spot_ray.operators.select import map_columns
+from spot_ray.operators.select import map_columns, take
 from spot_ray.schema.sweep import POINT_DTYPES, Boxes, Sweep
 from spot_ray.schema.taxonomy import UNLABELLED_SOURCE
 from spot_ray.storage.codec import EXTRA
@@ -50,20 +50,15 @@ def class_ids_of(config: DataConfig, mixture: Mixture) -> tuple[int, ...]:
     """Return the classes to paste as `box_class` has them.
 
     Raises:
-        ConfigError: If boxes are not of detection classes, or one of the classes is none of them.
+        ConfigError: If a class is none of the detection benchmark's.
     """
-    where = "data.gt_sampling.classes"
-    if config.boxes.classes != "detection":
-        raise ConfigError(
-            "objects are to be pasted, but boxes are not of a detection benchmark's classes",
-            where=where,
-            expected="data.boxes.classes=detection",
-        )
     known = box_taxonomies(mixture, "detection")[0]
     for name in config.gt_sampling.classes:
         if name not in known.class_names:
             raise ConfigError(
-                f"there is no class {name!r}", where=where, remedy=suggestion(name, list(known.class_names))
+                f"there is no class {name!r}",
+                where="data.gt_sampling.classes",
+                remedy=suggestion(name, list(known.class_names)),
             )
     return tuple(known.id_of(name) for name in config.gt_sampling.classes)
 
@@ -195,7 +190,7 @@ def _pasted(sample: Sample, own: Boxes, objects: Sequence[GtObject], *, first_li
         return np.full(len(one.points["xyz"]), missing[name], dtype)
 
     def joined(name: str, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        return np.concatenate([values[kept], *(of(one, name, values.dtype) for one in objects)])
+        return np.concatenate([take(values, kept), *(of(one, name, values.dtype) for one in objects)])
 
     sweep: Sweep = map_columns(sample.sweep, joined)
     velocity = None

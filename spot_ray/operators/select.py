@@ -27,9 +27,15 @@ def map_columns(sweep: Sweep, change: Callable[[str, npt.NDArray[Any]], npt.NDAr
 
 def points_at(sweep: Sweep, index: npt.NDArray[np.integer]) -> Sweep:
     """Return a sweep of some of its points, in the order of their (M,) indices; there must be one at least."""
+    return map_columns(sweep, lambda _, values: take(values, index))
+
+
+def take(values: npt.NDArray[Any], index: npt.NDArray[np.integer]) -> npt.NDArray[Any]:
+    """Return the values of a point column, (N,) or (N, 3), at some indices."""
     from spot_ray.operators.beam_kernels import take_rows
 
-    return map_columns(sweep, lambda name, values: take_rows(values, index) if name == "xyz" else values.take(index))
+    rows: npt.NDArray[Any] = values.take(index) if values.ndim == 1 else take_rows(values, index)
+    return rows
 
 
 def boxes_at(boxes: Boxes, index: npt.NDArray[np.integer]) -> Boxes:

@@ -1,7 +1,14 @@
 import numpy as np
 
 from spot_ray.geometry import se3
-from spot_ray.geometry.boxes import from_box_frame, points_in_boxes, to_box_frame, transform_boxes, wrap_angle
+from spot_ray.geometry.boxes import (
+    from_box_frame,
+    points_in_boxes,
+    points_of_boxes,
+    to_box_frame,
+    transform_boxes,
+    wrap_angle,
+)
 
 CAR = np.array([[10.0, 5.0, 1.0, 4.0, 2.0, 1.5, np.pi / 2]])
 """Long along y: x in 9..11, y in 3..7, z in 0.25..1.75."""
@@ -71,3 +78,26 @@ def test_of_many_boxes_over_each_other_the_smallest_owns_a_point_the_last_of_equ
         expected[np.all(np.abs(local) <= boxes[m, 3:6] / 2 + 0.2, axis=1)] = m
     np.testing.assert_array_equal(points_in_boxes(xyz, boxes, margin_m=0.2), expected)
     assert len(np.unique(expected)) > 30
+
+
+def test_points_of_boxes_are_those_of_each_box_alone() -> None:
+    rng = np.random.default_rng(5)
+    xyz = rng.uniform(-12, 12, (3000, 3)).astype(np.float32)
+    boxes = np.column_stack(
+        [rng.uniform(-9, 9, (40, 2)), rng.uniform(-3, 3, 40), rng.uniform(1, 6, (40, 3)), rng.uniform(-4, 4, 40)]
+    ).astype(np.float32)
+    index, count = points_of_boxes(xyz, boxes, margin_m=0.2)
+    parts = np.split(index, np.cumsum(count)[:-1])
+    assert len(parts) == len(boxes)
+    assert count.sum() > len(np.unique(index))  # boxes overlap
+    for part, box in zip(parts, boxes, strict=True):
+        offset = np.abs(to_box_frame(xyz.astype(np.float64), box))
+        inside = (offset <= box[3:6].astype(np.float64) / 2 + 0.2).all(axis=1)
+        np.testing.assert_array_equal(part, np.flatnonzero(inside))
+
+
+def test_points_of_boxes_where_there_is_nothing() -> None:
+    for xyz, boxes in ((np.zeros((4, 3)), np.zeros((0, 7))), (np.zeros((0, 3)), np.ones((2, 7)))):
+        index, count = points_of_boxes(xyz, boxes)
+        assert len(index) == 0
+        assert count.tolist() == [0] * len(boxes)

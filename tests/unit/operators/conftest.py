@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from street_log import write_street
 
 from spot_ray.geometry.grid import VoxelGrid, pack_bits
 from spot_ray.operators.sample import Place, Sample, Slot
@@ -75,6 +76,12 @@ def write_dataset(folder: Path) -> str:
         for sequence_id, sequence in sweeps.items():
             labels.add_sequence(sequence_id, [label(sweep) for sweep in sequence])
     return uri
+
+
+@pytest.fixture(scope="session")
+def street(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Five frames of the sequence a and three of b, annotated for detection; never to be changed."""
+    return write_street(str(tmp_path_factory.mktemp("operators") / "street"))
 
 
 @pytest.fixture(scope="session")

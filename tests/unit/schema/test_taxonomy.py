@@ -61,3 +61,21 @@ def test_contradictions_are_named(
 ) -> None:
     with pytest.raises(DataError, match=message):
         Taxonomy("wrong", classes, sources)
+
+
+def test_a_benchmarks_classes_are_a_taxonomy_of_their_own() -> None:
+    taxonomy = Taxonomy(
+        "two",
+        (CAR, ROAD),
+        (SourceClass(3, "bus", "car", detection="Bus"), SourceClass(4, "tram", None, detection="Rail"),
+         SourceClass(5, "coach", "road", detection="Bus"), SourceClass(6, "kerb", "road")),
+        detection_classes=("Rail", "Bus"),
+    )  # fmt: skip
+    found = taxonomy.of_detection()
+    assert found is not None
+    assert found.class_names == ("Rail", "Bus")
+    assert found.classes[1].color == CAR.color
+    assert all(c.foreground for c in found.classes)
+    np.testing.assert_array_equal(found.lookup(), taxonomy.benchmark_lookup("detection"))
+    assert found.lookup()[3:7].tolist() == [2, 1, 2, 255]
+    assert PAPER_TAXONOMY.of_detection() is None
