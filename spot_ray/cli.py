@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 
 from spot_ray import commands, dry_run
 from spot_ray.errors import InstallError, SpotRayError
+from spot_ray.verbs import arguments, finetune
+from spot_ray.verbs.run_flags import add_run_flags
 
 _EXAMPLES = {
     "synthesize": "spot-ray synthesize --out data/city --preset waymo --sequences 4 --frames 20 --seed 0",
@@ -23,6 +25,7 @@ _EXAMPLES = {
     "import-labels": "spot-ray import-labels --data data/waymo --form occ3d-waymo --source /data/voxel04 --name occ3d",
     "inspect": "spot-ray inspect data/nuscenes",
     "pretrain": "spot-ray pretrain spot-tiny --data data/city --out runs/first --train.epochs 3",
+    "finetune": "spot-ray finetune nuscenes-centerpoint-tiny --data data/nuscenes --init runs/first --out runs/boxes",
     "evaluate": "spot-ray evaluate --checkpoint runs/first --data data/city-unseen --json scores.json",
     "score": "spot-ray score --metric kitti --predictions results --ground-truth /data/kitti --split val",
     "compare": "spot-ray compare runs/first runs/second --data data/city-unseen --json compared.json",
@@ -65,6 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_data_verbs(verb)
     _add_label_verbs(verb)
     _add_network_verbs(verb)
+    finetune.add(verb)
     _add_export(verb)
     _add_tools(verb)
     return parser
@@ -79,8 +83,8 @@ def _add_data_verbs(verb: _Verb) -> None:
     )
     sub.add_argument("--out", required=True, metavar="URI", help="the dataset to write")
     sub.add_argument("--preset", required=True, metavar="NAME", help="sensor and city: waymo, kitti, nuscenes or once")
-    sub.add_argument("--sequences", type=_count, default=4, help="number of sequences (default 4)")
-    sub.add_argument("--frames", type=_count, default=20, help="frames a sequence, at 10 Hz (default 20)")
+    sub.add_argument("--sequences", type=arguments.count, default=4, help="number of sequences (default 4)")
+    sub.add_argument("--frames", type=arguments.count, default=20, help="frames a sequence, at 10 Hz (default 20)")
     sub.add_argument("--seed", type=int, default=0, help="another seed is another city (default 0)")
     sub.add_argument(
         "--exact", action="store_true", help="also write the world's exact occupancy, as the label set `exact`"
@@ -102,7 +106,7 @@ def _add_data_verbs(verb: _Verb) -> None:
         "--option", action="append", default=[], metavar="NAME=VALUE", help="an option of the source; may be repeated"
     )
     sub.add_argument("--sequences", nargs="+", metavar="ID", help="only these sequences")
-    sub.add_argument("--limit", type=_count, metavar="N", help="only the first N sequences")
+    sub.add_argument("--limit", type=arguments.count, metavar="N", help="only the first N sequences")
     sub.add_argument(
         "--on-bad-frame",
         choices=["fail", "skip"],
@@ -111,7 +115,7 @@ def _add_data_verbs(verb: _Verb) -> None:
     )
     sub.add_argument("--relative-poses", action="store_true", help="remove the place on earth from the poses")
     sub.add_argument("--lossless", action="store_true", help="store coordinates as float32, at twice the size")
-    sub.add_argument("--workers", type=_count, help="sequences converted at once (default: one a core)")
+    sub.add_argument("--workers", type=arguments.count, help="sequences converted at once (default: one a core)")
     dry_run.add_flags(sub, frames="frames of all sequences, where they are known: else sequences are read to their end")
 
     sub = verb("subset", commands.subset, "Draw a part of a dataset, the same one for the same seed, for later verbs.")
@@ -136,7 +140,7 @@ def _add_data_verbs(verb: _Verb) -> None:
         "data", nargs="+", metavar="URI", help="the dataset; with --balance also several, each URI or URI:PROPORTION"
     )
     sub.add_argument(
-        "--frames", type=_whole, metavar="N", help="frames whose points are checked; 0: none (default: 24)"
+        "--frames", type=arguments.whole, metavar="N", help="frames whose points are checked; 0: none (default: 24)"
     )
     sub.add_argument(
         "--balance", action="store_true", help="tell instead how often each class is used, before and after balancing"
@@ -180,7 +184,7 @@ def _add_label_verbs(verb: _Verb) -> None:
         help="classes of the labels: the dataset's, its foreground with ground and other, or occupied alone "
         "(default: auto, the most that its own labels bear)",
     )
-    sub.add_argument("--workers", type=_count, help="sequences labelled at once (default: one a core)")
+    sub.add_argument("--workers", type=arguments.count, help="sequences labelled at once (default: one a core)")
     sub.add_argument(
         "--overwrite", action="store_true", help="replace the label set of this name, once the new one is finished"
     )
@@ -270,53 +274,7 @@ def _add_network_verbs(verb: _Verb) -> None:
         help="probe the encoder on this dataset now and then: points with classes, two sequences or more, best unseen",
     )
     sub.add_argument("--probe-subset", metavar="FILE", help="probe on this part of that dataset alone")
-    sub.add_argument(
-        "--logger",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="also tell the figures to mlflow, wandb or my_package.module:factory of your own; may be repeated",
-    )
-    sub.add_argument(
-        "--profile",
-        type=_count,
-        default=0,
-        metavar="N",
-        help="write a trace of N steps of the first worker to OUT/profile, for ui.perfetto.dev",
-    )
-    sub.add_argument("--resume", action="store_true", help="go on with the run in --out")
-    sub.add_argument(
-        "--auto-resume",
-        action="store_true",
-        help="go on with the run in --out if it holds one, else begin it: for a job that may be submitted again",
-    )
-    sub.add_argument(
-        "--workers",
-        type=_workers,
-        default=1,
-        metavar="N[:M]",
-        help="training workers; N:M, at least N and at most M, as machines come and go (default 1)",
-    )
-    sub.add_argument(
-        "--max-failures",
-        type=_whole,
-        metavar="N",
-        help="times in a row that workers may be lost without another checkpoint before the run is given up "
-        "(default: 3 on a running Ray, 0 where this command starts it)",
-    )
-    sub.add_argument(
-        "--max-hours", type=_hours, metavar="H", help="stop with a checkpoint once H hours are over, for --resume later"
-    )
-    sub.add_argument(
-        "--cache-dir",
-        metavar="DIR",
-        help="keep shards of a bucket in this folder of each machine's local disk, so that later epochs read it",
-    )
-    sub.add_argument(
-        "--cache-limit",
-        metavar="SIZE",
-        help="with --cache-dir: most that it takes, e.g. 200GB; to be of use, more than the dataset (default: 100GB)",
-    )
+    add_run_flags(sub)
     dry_run.add_flags(
         sub,
         samples_per_second="what a worker trains on, on another GPU than this machine's (default: measured here)",
@@ -412,12 +370,15 @@ def _add_network_verbs(verb: _Verb) -> None:
     sub.add_argument("--out", metavar="FILE.png", help="the picture to write")
     sub.add_argument(
         "--reach",
-        type=_metres,
+        type=arguments.metres,
         metavar="M",
         help="how far it goes; with --occupancy (default: 40) or --detections (default: 50)",
     )
     sub.add_argument(
-        "--min-score", type=_score, metavar="P", help="with --detections: least score that is drawn (default: 0.3)"
+        "--min-score",
+        type=arguments.score,
+        metavar="P",
+        help="with --detections: least score that is drawn (default: 0.3)",
     )
     sub.add_argument("--boxes", action="store_true", help="with --occupancy: draw the frame's boxes too")
     sub.add_argument("--unobserved", action="store_true", help="with --occupancy: columns that nothing observed, grey")
@@ -426,7 +387,10 @@ def _add_network_verbs(verb: _Verb) -> None:
     )
     sub.add_argument("--sequence", metavar="ID", help="with --rerun: all its frames; with --report: it alone")
     sub.add_argument(
-        "--frames", type=_whole, metavar="N", help="with --report: frames read a sequence; 0: all (default: 20)"
+        "--frames",
+        type=arguments.whole,
+        metavar="N",
+        help="with --report: frames read a sequence; 0: all (default: 20)",
     )
     sub.add_argument("--json", metavar="FILE", help="with --report: write the figures there")
 
@@ -478,7 +442,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     parser = build_parser()
     options, rest = parser.parse_known_args(arguments)
-    takes_fields = options.verb in ("pretrain", "label") or (options.verb == "inspect" and options.balance)
+    takes_fields = options.verb in ("pretrain", "finetune", "label") or (options.verb == "inspect" and options.balance)
     if rest and not takes_fields:
         parser.error(f"unknown arguments: {' '.join(rest)} (see spot-ray {options.verb} --help)")
     try:
@@ -498,58 +462,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _complain(f"spot-ray {options.verb}: interrupted")
         return 130
     return 0
-
-
-def _count(text: str) -> int:
-    value = int(text) if text.isdigit() else 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
-    return value
-
-
-def _score(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = -1.0
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no score of 0 to 1")
-    return value
-
-
-def _metres(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is no distance in metres over 0")
-    return value
-
-
-def _workers(text: str) -> int | tuple[int, int]:
-    fewest, separator, most = text.partition(":")
-    if not separator:
-        return _count(text)
-    if _count(fewest) > _count(most):
-        raise argparse.ArgumentTypeError(f"{text!r} has the fewest workers after the colon")
-    return _count(fewest), _count(most)
-
-
-def _hours(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of hours over 0")
-    return value
-
-
-def _whole(text: str) -> int:
-    if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
-    return int(text)
 
 
 def _complain(text: str) -> None:

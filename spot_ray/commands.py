@@ -5,26 +5,16 @@ from __future__ import annotations
 import argparse
 import math
 import sys
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from spot_ray import dry_run
 from spot_ray.errors import ConfigError, InstallError
+from spot_ray.verbs.options import override, say, subset_in
+from spot_ray.verbs.run_flags import launch_of, run_of
 
 if TYPE_CHECKING:
     from spot_ray.evaluate.benchmark import Scores
     from spot_ray.geometry.grid import VoxelGrid
-    from spot_ray.schema.subset import Subset
-    from spot_ray.storage.cache import CacheConfig
-
-Config = TypeVar("Config")
-
-_CACHE_LIMIT = "100GB"
-
-
-def say(text: str) -> None:
-    """Print a text."""
-    sys.stdout.write(text.rstrip("\n") + "\n")
-    sys.stdout.flush()
 
 
 def synthesize(options: argparse.Namespace, _: list[str]) -> None:
@@ -128,7 +118,7 @@ def label(options: argparse.Namespace, rest: list[str]) -> None:
     from spot_ray.occupancy.config import LabelConfig
 
     grid = _grid_of(options.recipe, options.grid)
-    config = _override(LabelConfig(grid=grid, classes=options.classes), rest, "spot-ray label")
+    config = override(LabelConfig(grid=grid, classes=options.classes), rest, "spot-ray label")
     if options.print_config:
         say(to_json(config))
         return
@@ -137,7 +127,7 @@ def label(options: argparse.Namespace, rest: list[str]) -> None:
         "config": config,
         "num_workers": options.workers,
         "overwrite": options.overwrite,
-        "subset": _read_subset(options.subset),
+        "subset": subset_in(options.subset),
     }
     if is_dry:
         from spot_ray.occupancy.estimate import SECONDS, estimate_labels
@@ -184,7 +174,7 @@ def _label_with_checkpoint(options: argparse.Namespace, rest: list[str]) -> None
             config=config,
             num_workers=options.workers,
             overwrite=options.overwrite,
-            subset=_read_subset(options.subset),
+            subset=subset_in(options.subset),
             on_progress=on_progress,
         )
     for name in config.zero_features:
@@ -243,7 +233,7 @@ def export_labels(options: argparse.Namespace, _: list[str]) -> None:
         labels=options.labels,
         form=options.form,
         out=options.out,
-        subset=_read_subset(options.subset),
+        subset=subset_in(options.subset),
         camera_masks=options.camera_masks,
     )
     say(str(report))
@@ -298,7 +288,7 @@ def _inspect_balance(options: argparse.Namespace, rest: list[str]) -> None:
     if options.out is not None:
         uris.check_writable(options.out)
     recipe = PretrainConfig("defaults") if options.recipe is None else pretraining_recipe(options.recipe)
-    config = _override(recipe, rest, "spot-ray inspect --balance").data
+    config = override(recipe, rest, "spot-ray inspect --balance").data
     sources = with_subsets([parse_source(text) for text in options.data], [read_subset(f) for f in options.subset])
     mixture = open_mixture(sources, labels=None)
     report = report_mixture(mixture, config)
@@ -319,15 +309,15 @@ def pretrain(options: argparse.Namespace, rest: list[str]) -> None:
 
     named = {"--data.labels": options.labels, "--data.on-bad-frame": options.on_bad_frame}
     flags = [*rest, *(part for flag, value in named.items() if value is not None for part in (flag, value))]
-    config = _override(pretraining_recipe(options.recipe), flags, f"spot-ray pretrain {options.recipe}")
+    config = override(pretraining_recipe(options.recipe), flags, f"spot-ray pretrain {options.recipe}")
     if options.print_config:
         say(to_json(config))
         return
     for flag in ("data", "out"):
         if getattr(options, flag) is None:
             raise ConfigError(f"--{flag} is missing", where="spot-ray pretrain", expected=f"--{flag} URI")
-    cache = _cache(options.cache_dir, options.cache_limit)
     is_dry = dry_run.is_dry(options)
+    asked = run_of(options)
     if options.probe_subset and not options.probe_data:
         raise ConfigError("--probe-subset is without --probe-data", expected="the dataset that it is a part of")
     from spot_ray.operators.mixture import DataSource, parse_source, with_subsets
@@ -337,16 +327,9 @@ def pretrain(options: argparse.Namespace, rest: list[str]) -> None:
     probe = None
     if options.probe_data:
         # Workers may have another working directory.
-        probe = DataSource(uris.absolute(options.probe_data), subset=_read_subset(options.probe_subset))
-    asked: dict[str, Any] = {
-        "data": with_subsets([parse_source(text) for text in options.data], [read_subset(f) for f in options.subset]),
-        "out": options.out,
-        "init": options.init,
-        "resume": "auto" if options.auto_resume else options.resume,
-        "cache": cache,
-        "probe": probe,
-        "loggers": options.logger,
-    }
+        probe = DataSource(uris.absolute(options.probe_data), subset=subset_in(options.probe_subset))
+    data = with_subsets([parse_source(text) for text in options.data], [read_subset(f) for f in options.subset])
+    asked |= {"data": data, "init": options.init, "probe": probe}
     if is_dry:
         from spot_ray.train.estimate import SECONDS, estimate_pretraining
 
@@ -362,14 +345,7 @@ def pretrain(options: argparse.Namespace, rest: list[str]) -> None:
         return
     from spot_ray.train.trainer import pretrain as run
 
-    result = run(
-        config,
-        **asked,
-        num_workers=options.workers,
-        profile_steps=options.profile,
-        max_hours=options.max_hours,
-        max_failures=options.max_failures,
-    )
+    result = run(config, **asked, **launch_of(options))
     if result.skipped:
         from spot_ray.train.skipped import SKIPPED_FILE, count_skipped
 
@@ -377,25 +353,6 @@ def pretrain(options: argparse.Namespace, rest: list[str]) -> None:
     if not result.finished:
         say(f"stopped after {options.max_hours:g} hours, at step {result.state.step}; go on with --resume")
     say(f"checkpoint: {result.checkpoint}")
-
-
-def _cache(folder: str | None, limit: str | None) -> CacheConfig | None:
-    if folder is None:
-        if limit is not None:
-            raise ConfigError("--cache-limit is without --cache-dir", expected="the folder that it holds for")
-        return None
-    from spot_ray.storage.cache import CacheConfig, parse_size
-
-    return CacheConfig(folder, parse_size(_CACHE_LIMIT if limit is None else limit))
-
-
-def _override(config: Config, flags: list[str], prog: str) -> Config:
-    """Return a config with the fields that `--a.b value` flags set."""
-    if not flags:
-        return config
-    import tyro
-
-    return tyro.cli(type(config), default=config, args=flags, prog=prog)
 
 
 def evaluate(options: argparse.Namespace, _: list[str]) -> None:
@@ -412,9 +369,9 @@ def evaluate(options: argparse.Namespace, _: list[str]) -> None:
         options.data,
         labels=options.labels,
         truth=options.truth,
-        subset=_read_subset(options.subset),
+        subset=subset_in(options.subset),
         train_data=options.baselines,
-        train_subset=_read_subset(options.baselines_subset),
+        train_subset=subset_in(options.baselines_subset),
     )
     if options.json:
         from spot_ray.config.load import to_json
@@ -449,7 +406,7 @@ def _score_predictions(options: argparse.Namespace) -> Scores:
         predictions=options.predictions,
         ground_truth=_given(options, "ground_truth", "DIR"),
         split=options.split,
-        subset=_read_subset(options.subset),
+        subset=subset_in(options.subset),
         on_stage=_tell_stage,
     )
 
@@ -465,7 +422,7 @@ def _score_checkpoint(options: argparse.Namespace) -> Scores | None:
             metric=options.metric,
             ground_truth=options.ground_truth,
             split=options.split,
-            subset=_read_subset(options.subset),
+            subset=subset_in(options.subset),
             write=options.write,
             device=options.device,
             on_frame=on_frame,
@@ -496,7 +453,7 @@ def compare(options: argparse.Namespace, _: list[str]) -> None:
         options.data,
         labels=options.labels,
         truth=options.truth,
-        subset=_read_subset(options.subset),
+        subset=subset_in(options.subset),
         probe=ProbeConfig() if options.probe else None,
     )
     if options.json:
@@ -662,12 +619,6 @@ def demo(options: argparse.Namespace, _: list[str]) -> None:
     from spot_ray.demo import run_demo
 
     run_demo(options.out, until_picture=options.until == "picture", started=options.started)
-
-
-def _read_subset(file: str | None) -> Subset | None:
-    from spot_ray.storage.subset import read_subset
-
-    return None if file is None else read_subset(file)
 
 
 def _grid(recipe: str | None) -> VoxelGrid:

@@ -14,7 +14,7 @@ from spot_ray.evaluate.benchmark import Scores
 from spot_ray.finetune.config import DetectionConfig
 from spot_ray.finetune.detection import DetectionTask
 from spot_ray.finetune.predict import load_detector
-from spot_ray.finetune.score import score_loaded, scored_frames, split_subset
+from spot_ray.finetune.score import score_loaded, scored_frames, split_subset, splits_of
 from spot_ray.operators.mixture import DataSource, Sources, as_sources
 from spot_ray.schema.subset import Subset
 from spot_ray.storage import uri as uris
@@ -102,7 +102,7 @@ def _with_split(source: DataSource, split: str | None) -> DataSource:
     dataset = open_dataset(source.uri)
     if split is not None:
         return replace(source, subset=split_subset(dataset, split))
-    known = sorted({name for name in dataset.manifest.column("split").unique().to_pylist() if name is not None})
+    known = splits_of(dataset)
     if len(known) > 1:
         raise ConfigError(
             f"the dataset has the splits {', '.join(known)}, and none is named to train on",
@@ -203,3 +203,15 @@ def read_scores(out: str) -> ScoreRecord | None:
     """Return what a run's folder tells of its scores, or None if it was not scored yet."""
     file = uris.join(out, SCORES_FILE)
     return from_json(ScoreRecord, uris.read_bytes(file), where=file) if uris.exists(file) else None
+
+
+def beside(first: ScoreRecord, scratch: ScoreRecord) -> str:
+    """Return the figures of two runs side by side: pre-trained, from scratch, and the difference."""
+    names = [name for name in first.scores.figures if name in scratch.scores.figures]
+    names.sort(key=lambda name: name != first.scores.headline)
+    width = max(map(len, names))
+    rows = [f"{'':{width}}  pre-trained  scratch  difference"]
+    for name in names:
+        ours, theirs = first.scores.figures[name], scratch.scores.figures[name]
+        rows.append(f"{name:{width}}  {ours:11.4f}  {theirs:7.4f}  {ours - theirs:+10.4f}")
+    return "\n".join(rows)

@@ -17,6 +17,9 @@ from spot_ray.schema.subset import Subset
 from spot_ray.storage.dataset import Dataset, open_dataset
 from spot_ray.storage.subset import draw_subset, frames_of
 
+VAL = "val"
+"""The official split that is scored where none is named."""
+
 
 def score_detector(
     checkpoint: str,
@@ -99,3 +102,8 @@ def split_subset(dataset: Dataset, split: str) -> Subset:
         DataError: If the dataset has no such split.
     """
     return draw_subset(dataset, unit="sequence", fraction=1.0, seed=0, split=split)
+
+
+def splits_of(dataset: Dataset) -> tuple[str, ...]:
+    """Return the names of a dataset's official splits, sorted."""
+    return tuple(sorted(name for name in dataset.manifest.column("split").unique().to_pylist() if name is not None))

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from spot_ray.errors import ConfigError
 from spot_ray.models.backbone import Backbone, BevNetwork, build_backbone
 from spot_ray.models.detection.anchor_head import AnchorHead
 from spot_ray.models.detection.boxes import FoundBoxes
 from spot_ray.models.detection.center_head import CenterHead
-from spot_ray.models.detection.config import AnchorHeadConfig, CenterHeadConfig, DetectorConfig, class_groups
+from spot_ray.models.detection.config import CenterHeadConfig, DetectorConfig, class_groups
 from spot_ray.models.detection.head import DetectionHead, HeadOutputs
 from spot_ray.models.sparse import SparseBackEnd
 
@@ -92,7 +91,6 @@ def _build_head(config: DetectorConfig, backbone: Backbone) -> DetectionHead:
             map_shape=where.shape,
             range_m=config.voxel.point_cloud_range_m,
         )
-    _check_anchors(head)
     return AnchorHead(
         backbone.bev.out_channels,
         groups=groups,
@@ -105,16 +103,3 @@ def _build_head(config: DetectorConfig, backbone: Backbone) -> DetectionHead:
         map_shape=where.shape,
         range_m=config.voxel.point_cloud_range_m,
     )
-
-
-def _check_anchors(head: AnchorHeadConfig) -> None:
-    anchors, classes = (
-        [anchor.name for anchor in head.anchors],
-        [name for group in class_groups(head.groups) for name in group],
-    )
-    if sorted(anchors) != sorted(classes):
-        raise ConfigError(
-            f"the anchors are of {', '.join(anchors)}",
-            where="model.head.anchors",
-            expected=f"one of each class of the groups: {', '.join(classes)}",
-        )
