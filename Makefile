@@ -8,7 +8,7 @@ LIGHT := $(VENV)/.light
 TRAIN := $(VENV)/.train
 DEV := $(VENV)/.dev
 
-.PHONY: demo test test-long test-s3 test-waymo lint format clean
+.PHONY: demo test test-long test-s3 test-waymo claim claim-controls claim-real lint format clean
 
 demo: STARTED := $(shell date +%s)
 demo: $(LIGHT)
@@ -29,6 +29,16 @@ test-s3: $(DEV)
 # Compares with Waymo's own package, which the test installs in a virtual environment of its own, .venv-waymo (2.8 GB).
 test-waymo: $(DEV)
 	$(BIN)/python -m pytest tests -m waymo_oracle --timeout 3000
+
+# Does pre-training help a detector that has few labels? All three keep what is done in claim/ and go on from there.
+claim: $(TRAIN)
+	$(BIN)/python benchmarks/claim.py
+
+claim-controls: $(TRAIN)
+	$(BIN)/python benchmarks/claim_controls.py
+
+claim-real: $(TRAIN)
+	$(BIN)/python benchmarks/claim_real.py
 
 lint: $(DEV)
 	$(BIN)/ruff check .

@@ -215,7 +215,23 @@ def train(network: PointProbe, frames: Sequence[LabelledFrame], voxel: VoxelConf
             nn.utils.clip_grad_norm_(network.parameters(), 10.0)
             optimiser.step()
             schedule.step()
+    _measure_statistics(network, frames, voxel)
     network.eval()
+
+
+def _measure_statistics(network: PointProbe, frames: Sequence[LabelledFrame], voxel: VoxelConfig) -> None:
+    """Replace batch norm's running statistics by the mean of those of the frames.
+
+    The running ones forget a hundredth a step: after so few steps, those of fresh weights would still be what they began
+    with, and a network from scratch would seem to have learned nothing.
+    """
+    norms = [part for part in network.modules() if isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d)]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean over all that comes
+    with torch.no_grad():
+        for frame in frames:
+            network(frame.points, _chosen(frame.points, frame.classes, voxel))
 
 
 def confusion(network: PointProbe, frame: LabelledFrame, voxel: VoxelConfig) -> npt.NDArray[np.int64]:
@@ -230,9 +246,7 @@ def confusion(network: PointProbe, frame: LabelledFrame, voxel: VoxelConfig) -> 
 
 def mean_iou(table: npt.NDArray[np.int64]) -> float:
     """Return the mean IoU of the classes in the truth."""
-    ious = class_ious(table)[1:]
-    present = table.sum(axis=1)[1:] > 0
-    return float(ious[present].mean())
+    return float(np.nanmean(class_ious(table)[1:]))
 
 
 def _augmented(points: Tensor, rotation_rad: float, rng: np.random.Generator) -> Tensor:
