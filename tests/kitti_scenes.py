@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -103,3 +104,36 @@ def _project(boxes: np.ndarray) -> np.ndarray:
 def _row(kind: str, image: np.ndarray, box: np.ndarray, seen: str, digits: int = 2) -> str:
     alpha = box[6] - np.arctan2(box[3], box[5])
     return f"{kind} {seen} " + " ".join(f"{value:.{digits}f}" for value in (alpha, *image, *box))
+
+
+def digest(folder: Path) -> str:
+    """Return a hash of all files that :func:`write_scenes` wrote."""
+    found = hashlib.sha256()
+    for path in sorted(folder.glob("training/label_2/*.txt")) + sorted(folder.glob("results/*.txt")):
+        found.update(path.read_bytes())
+    return found.hexdigest()
+
+
+SCENES = {
+    "middling": {"seed": 7, "count": 200},
+    "crowded": {"seed": 8, "count": 30, "objects": 30, "clutter": 60},
+    "sparse": {"seed": 9, "count": 40, "objects": 1.5, "clutter": 3},
+}
+"""Arguments of :func:`write_scenes` by name."""
+
+REAL = Path(__file__).parents[2] / "shared" / "data" / "kitti"
+"""Three frames of the benchmark, where they are."""
+
+
+def write_noisy(labels: Path, results: Path, seed: int) -> None:
+    """Write what a middling detector could find in the frames of a folder of labels: most objects, and some more."""
+    results.mkdir()
+    for path in sorted(labels.glob("*.txt")):
+        rng = np.random.default_rng([seed, int(path.stem)])
+        rows = [line.split() for line in path.read_text().splitlines()]
+        found = [row for row in rows if row[0] in ("Car", "Pedestrian", "Cyclist", "Van", "Truck")] * 3
+        lines = []
+        for row in found:
+            values = np.array(row[3:], float) + rng.normal(0, 0.02, 12) * [1, 50, 50, 50, 50, 1, 1, 1, 1, 1, 2, 1]
+            lines.append(f"{row[0]} -1 -1 " + " ".join(f"{v:.3f}" for v in values) + f" {rng.random():.2f}\n")
+        (results / path.name).write_text("".join(lines))
