@@ -106,12 +106,21 @@ def _calibration(sweep: Sweep) -> dict[str, Any]:
         ) from None
     for name, shape in _SHAPES.items():
         matrix = found.get(name) if isinstance(found, dict) else None
-        if matrix is None or np.shape(matrix) != shape:
-            what = "has no" if matrix is None else f"has the shape {np.shape(matrix)} of"
+        if matrix is None:
+            raise DataError(f"the frame's calibration has no {name}", where=sweep.name, expected=needed, remedy=remedy)
+        if not _is_matrix(matrix, shape):
             raise DataError(
-                f"the frame's calibration {what} {name}",
+                f"{name} of the frame's calibration is no matrix",
                 where=sweep.name,
-                expected=f"{shape[0]} rows of {shape[1]} numbers",
+                expected=f"{shape[0]} rows of {shape[1]} finite numbers",
                 remedy=remedy,
             )
     return dict(found)
+
+
+def _is_matrix(rows: object, shape: tuple[int, int]) -> bool:
+    try:
+        values = np.array(rows, np.float64)
+    except (TypeError, ValueError):
+        return False
+    return values.shape == shape and bool(np.isfinite(values).all())
