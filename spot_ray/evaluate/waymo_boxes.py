@@ -114,14 +114,14 @@ def _check_boxes(what: str, frames: tuple[FrameKey, ...], frame: Index, boxes: F
         raise DataError(f"boxes have the shape {boxes.shape}", expected=f"({len(frame)}, 7)")
     if len(frame) and not (frame.min() >= 0 and frame.max() < len(frames)):
         raise DataError(f"a frame index is {frame.min()} or {frame.max()}", expected=f"0 to {len(frames) - 1}")
-    finite = np.isfinite(boxes).all(axis=1)
-    right = finite & (boxes[:, 3:6] > 0).all(axis=1)
-    if not right.all():
-        row = int(np.flatnonzero(~right)[0])
+    finite = np.isfinite(boxes)
+    wrong = ~finite.all(axis=1) | (boxes[:, 3:6] <= 0).any(axis=1)
+    if wrong.any():
+        row = int(np.flatnonzero(wrong)[0])
         raise DataError(
             f"the box of {what} {row} is {boxes[row].tolist()}",
             where=frame_name(frames[frame[row]]),
-            expected="finite numbers, and sizes above 0" if finite[row] else "finite numbers",
+            expected="finite numbers, and sizes above 0" if finite[row].all() else "finite numbers",
         )
 
 

@@ -17,6 +17,7 @@ CUTOFFS = np.append(np.arange(100) * 0.01, 1.0).astype(np.float32)
 """The scores at which predictions are cut off."""
 SIZE_LIMITS_M = (1e-2, 1e6)
 """A box with a size that is not between them overlaps nothing."""
+_NOT_REACHED = -(1 << 62)
 
 
 @dataclass(frozen=True, eq=False)
@@ -222,77 +223,103 @@ def _insert(
     Predictions come in by falling score. The matching of those that are in has the largest weight that there is. When
     one more comes in, a heaviest matching of all of them differs from it by one alternating path that begins at the new
     one: it takes a box, the prediction that had the box takes another, and so on, until a box is free or a prediction
-    stays without. The path that gains most is found as Bellman and Ford find it: as no path within a heaviest matching
-    gains anything, there is no cycle to get lost in. If none gains, the new one stays without.
+    stays without. If no path gains weight, the new one stays without.
     """
     owner_edge = np.full(len(truth_shard), -1, np.int64)  # the candidate by which a box is matched
     owner = np.full(len(truth_shard), -1, np.int64)
     matched_edge = np.full(len(order), -1, np.int64)
-    gain = np.full(len(order), np.int64(-1) << 62, np.int64)  # of leaving a prediction without its box
-    came_by = np.full(len(order), -1, np.int64)  # the candidate by which its box was taken
+    came_by = np.full(len(order), -1, np.int64)  # the candidate by which a prediction's box was taken from it
     taker = np.full(len(order), -1, np.int64)
+    gain = np.full(len(order), _NOT_REACHED, np.int64)
     reached = np.empty(len(order), np.int64)
-    nothing = np.int64(-1) << 62
     for new in order:
-        change = changes[prediction_shard[new], cutoff[new]]
+        shard = prediction_shard[new]
+        change = changes[shard, cutoff[new]]
         if counts_as_false[new]:
             change[2] += 1
         if start[new] == start[new + 1]:
             continue
-        reached[0], num_reached = new, 1
-        gain[new] = 0
-        best, best_edge, best_taker, displaced = np.int64(0), np.int64(-1), np.int64(-1), np.int64(-1)
-        improved = True
-        while improved:
-            improved = False
-            k = 0
-            while k < num_reached:
-                p = reached[k]
-                k += 1
-                for e in range(start[p], start[p + 1]):
-                    t = box[e]
-                    if truth_shard[t] != prediction_shard[new] or e == matched_edge[p]:
-                        continue
-                    with_it = gain[p] + weight[e]
-                    q = owner[t]
-                    if q < 0:
-                        if with_it > best:
-                            best, best_edge, best_taker, displaced = with_it, e, p, np.int64(-1)
-                        continue
-                    without = with_it - weight[owner_edge[t]]
-                    if without > gain[q]:
-                        if gain[q] == nothing:
-                            reached[num_reached] = q
-                            num_reached += 1
-                        gain[q], came_by[q], taker[q] = without, e, p
-                        improved = True
-        for k in range(1, num_reached):
-            if gain[reached[k]] > best:
-                q = reached[k]
-                best, best_edge, best_taker, displaced = gain[q], came_by[q], taker[q], q
-        if best > 0:
-            if counts_as_false[new]:
-                change[2] -= 1
-            if displaced >= 0:
-                change[3] -= heading[matched_edge[displaced]]
-                matched_edge[displaced] = -1
-                if counts_as_false[displaced]:
-                    change[2] += 1
-            else:
-                change[0] += 1
-                if truth_easy[box[best_edge]]:
-                    change[1] += 1
-            # From the end of the path to its beginning: each prediction leaves its box to the one before it.
-            while True:
-                p, e = best_taker, best_edge
-                left = matched_edge[p]
-                if left >= 0:
-                    change[3] -= heading[left]
-                change[3] += heading[e]
-                owner[box[e]], owner_edge[box[e]], matched_edge[p] = p, e, e
-                if p == new:
-                    break
-                best_edge, best_taker = came_by[p], taker[p]
-        for k in range(num_reached):
-            gain[reached[k]] = nothing
+        e, p, displaced = _best_path(
+            new, shard, start, box, weight, truth_shard, owner, owner_edge, matched_edge, came_by, taker, gain, reached
+        )
+        if e < 0:
+            continue
+        if counts_as_false[new]:
+            change[2] -= 1
+        if displaced >= 0:
+            change[3] -= heading[matched_edge[displaced]]
+            matched_edge[displaced] = -1
+            if counts_as_false[displaced]:
+                change[2] += 1
+        else:
+            change[0] += 1
+            if truth_easy[box[e]]:
+                change[1] += 1
+        # From the end of the path to its beginning: each prediction leaves its box to the one before it.
+        while True:
+            left = matched_edge[p]
+            if left >= 0:
+                change[3] -= heading[left]
+            change[3] += heading[e]
+            owner[box[e]], owner_edge[box[e]], matched_edge[p] = p, e, e
+            if p == new:
+                break
+            e, p = came_by[p], taker[p]
     return changes
+
+
+@numba.njit(cache=True, nogil=True)
+def _best_path(
+    new: int,
+    shard: int,
+    start: Index,
+    box: Index,
+    weight: Index,
+    truth_shard: Index,
+    owner: Index,
+    owner_edge: Index,
+    matched_edge: Index,
+    came_by: Index,
+    taker: Index,
+    gain: Index,
+    reached: Index,
+) -> tuple[int, int, int]:
+    """Return how the alternating path that gains most ends: its last candidate, who takes it, and who stays without.
+
+    The candidate is -1 if no path gains anything; who stays without is -1 if the box was free. `came_by` and `taker`
+    lead from there to the beginning. Found as Bellman and Ford find it: nothing is gained within a heaviest matching,
+    so there is no cycle to get lost in. `gain` (of leaving a prediction without its box) is left as it came.
+    """
+    reached[0], num_reached = new, 1
+    gain[new] = 0
+    best, last, last_taker, displaced = 0, -1, -1, -1
+    improved = True
+    while improved:
+        improved = False
+        k = 0
+        while k < num_reached:
+            p = reached[k]
+            k += 1
+            for e in range(start[p], start[p + 1]):
+                t = box[e]
+                if truth_shard[t] != shard or e == matched_edge[p]:
+                    continue
+                with_it = gain[p] + weight[e]
+                q = owner[t]
+                if q < 0:
+                    if with_it > best:
+                        best, last, last_taker = int(with_it), int(e), int(p)
+                    continue
+                without = with_it - weight[owner_edge[t]]
+                if without > gain[q]:
+                    if gain[q] == _NOT_REACHED:
+                        reached[num_reached] = q
+                        num_reached += 1
+                    gain[q], came_by[q], taker[q] = without, e, p
+                    improved = True
+    for k in range(num_reached):
+        q = reached[k]
+        if gain[q] > best:
+            best, last, last_taker, displaced = int(gain[q]), int(came_by[q]), int(taker[q]), int(q)
+        gain[q] = _NOT_REACHED
+    return last, last_taker, displaced
