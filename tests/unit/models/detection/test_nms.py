@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from spot_ray.models.detection import nms as nms_module
 from spot_ray.models.detection.box_iou import bev_iou
 from spot_ray.models.detection.nms import nms
 
@@ -56,9 +57,13 @@ def test_an_overlap_of_exactly_the_threshold_is_let_be() -> None:
     assert nms(row(0, 0), torch.tensor([0.5, 0.6]), iou=1.0).tolist() == [1, 0]
 
 
+@pytest.mark.parametrize("block", [1, 16, 256])
 @pytest.mark.parametrize("with_classes", [False, True])
 @pytest.mark.parametrize(("spread_m", "iou"), [(60.0, 0.2), (15.0, 0.01), (4.0, 0.5), (1.0, 0.1)])
-def test_is_exactly_the_greedy_algorithm(spread_m: float, iou: float, with_classes: bool) -> None:
+def test_is_exactly_the_greedy_algorithm(
+    spread_m: float, iou: float, with_classes: bool, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nms_module, "_BLOCK", block)
     boxes, scores, labels = random_boxes(150, seed=round(spread_m), spread_m=spread_m)
     classes = labels if with_classes else None
     expected = one_by_one(boxes, scores, iou, classes)
