@@ -123,12 +123,19 @@ def _read_samples(tables: _Tables, split: str | None) -> pa.Table:
     """Return the samples of a split in the order of their table, which decides ties."""
     scenes = tables.read("scene", token=pa.string(), name=pa.string())
     version = tables.folder.rpartition("/")[2]
-    wanted = [split is None or split_of(name, version) == split for name in scenes.column("name").to_pylist()]
+    splits = [split_of(name, version) for name in scenes.column("name").to_pylist()]
+    if split is not None and split not in splits:
+        raise DataError(
+            f"no scene belongs to the split {split!r}",
+            where=tables.folder,
+            expected=f"a split that is there: {', '.join(sorted({s for s in splits if s is not None})) or 'none is'}",
+        )
+    wanted = [split in (None, s) for s in splits]
     tokens = scenes.column("token").filter(pa.array(wanted, pa.bool_())).combine_chunks()
     fields = {"token": pa.string(), "timestamp": pa.int64(), "scene_token": pa.string()}
     samples = tables.read("sample", **fields).filter(pc.is_in(pc.field("scene_token"), tokens))
     if not samples.num_rows:
-        raise tables.error("sample", f"no sample belongs to the split {split!r}" if split else "there is no sample")
+        raise tables.error("sample", "there is no sample")
     if len(samples.column("token").unique()) != samples.num_rows:
         raise tables.error("sample", "a token occurs twice")
     return samples

@@ -224,8 +224,9 @@ def test_broken_tables_are_refused(release: Path, table: str, change: Callable[[
 def test_missing_tables_and_splits_are_named(release: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no split 'vall'"):
         read_truth(str(release), split="vall")
-    with pytest.raises(DataError, match="no sample belongs to the split 'val'"):
+    with pytest.raises(DataError, match="no scene belongs to the split 'val'") as caught:
         read_truth(str(release), split="val")
+    assert caught.value.expected == "a split that is there: mini_train, mini_val"
     with pytest.raises(DataError, match="no nuScenes tables"):
         read_truth(str(tmp_path / "nothing"))
     (release / "ego_pose.json").unlink()
