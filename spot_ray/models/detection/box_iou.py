@@ -58,8 +58,8 @@ def near_pairs(a: Tensor, b: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     Waits for a GPU once a block.
 
     Args:
-        a: (N, 7) boxes.
-        b: (M, 7) boxes.
+        a: (N, 7) float32 or float64 boxes.
+        b: (M, 7) ones.
 
     Yields:
         (P,) int64 rows of `a` and (P,) rows of `b`, ascending over all blocks.

@@ -18,7 +18,7 @@ def nms(boxes: Tensor, scores: Tensor, *, iou: float, classes: Tensor | None = N
     all others, and the best of what is left are next. A GPU is waited for some ten times a block.
 
     Args:
-        boxes: (M, 7) `[x, y, z, dx, dy, dz, yaw]`, floating-point. One that is not finite overlaps none.
+        boxes: (M, 7) float32 or float64 `[x, y, z, dx, dy, dz, yaw]`. One that is not finite overlaps none.
         scores: (M,); among equal ones the earlier box is the greater.
         iou: Greatest overlap of two kept boxes.
         classes: (M,) integers: only boxes of one class suppress each other; None: all do.
