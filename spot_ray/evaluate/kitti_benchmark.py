@@ -96,7 +96,7 @@ class KittiBenchmark:
                 f"no box of the truth counts on any level: {', '.join(levels)}",
                 expected=f"boxes of {', '.join(truth.classes)} that are not all ignored",
             )
-        heading = f"KITTI, {len(truth.rows.frames)} frames, AP over 40 recalls, percent"
+        heading = f"KITTI, {len(truth.rows.frames)} frames; percent, over 40 recalls (R40) and over 11 (R11)"
         return Scores(
             self.name,
             figures,
@@ -118,18 +118,21 @@ def _check_frames(truth: Sequence[str], predicted: Sequence[str]) -> None:
         raise DataError(
             f"{len(missing)} of {len(truth)} frames have no predictions, the first is {missing[0]}",
             expected="predictions for every frame; an empty file says that nothing was found",
+            remedy="name the split that they are for, or write the empty files",
         )
 
 
 def _table(figures: dict[str, float], classes: Sequence[str], levels: Sequence[str]) -> list[str]:
-    """Return the lines of the averages over 40 recalls, in percent."""
-    lines = [f"{'':18}" + "".join(f"{level:>10}" for level in levels)]
-    kinds = [(metric, f"AP_R40/{metric}/") for metric in reversed(METRICS)] + [("AOS", "AOS_R40/")]
-    for label, prefix in kinds:
-        rows = [(f"{label} {cls}", [f"{prefix}{cls}/{level}" for level in levels]) for cls in classes]
-        rows.append((f"{label} mean", [f"m{prefix}{level}" for level in levels]))
-        for name, keys in rows:
-            if any(key in figures for key in keys):
-                cells = (f"{100 * figures[key]:10.2f}" if key in figures else f"{'-':>10}" for key in keys)
-                lines.append(f"{name:18}" + "".join(cells))
+    """Return the lines of the averages over 40 and over 11 recalls, in percent."""
+    averages = ("R40", "R11")
+    lines = [f"{'':16}" + "  ".join("".join(f"{level:>10}" for level in levels) for _ in averages)]
+    kinds = [(metric, "AP", f"{metric}/") for metric in reversed(METRICS)] + [("AOS", "AOS", "")]
+    for label, kind, part in kinds:
+        rows = [(f"{label} {cls}", f"{kind}_{{}}/{part}{cls}/") for cls in classes]
+        rows.append((f"{label} mean", f"m{kind}_{{}}/{part}"))
+        for name, key in rows:
+            values = [[figures.get(key.format(average) + level) for level in levels] for average in averages]
+            if values[0] != [None] * len(levels):
+                cells = ("".join(f"{'-':>10}" if v is None else f"{100 * v:10.2f}" for v in half) for half in values)
+                lines.append(f"{name:16}" + "  ".join(cells))
     return lines
