@@ -5,9 +5,11 @@
     NUMBA_ENABLE_CUDASIM=1 PYTHONPATH=tests oracle/bin/python tests/golden/detection/make_once.py once_devkit
 
 `once_eval/evaluation.py: get_evaluation_results` runs as it is, on the IoU that its main program takes
-(`rotate_iou_cpu_eval`, float64; its pool of processes replaced by a loop) and, for the scenes named in `GPU_SCENES`,
-also on the IoU that it has for GPUs (`iou3d_kernel_with_heading`, float32), whose kernels numba's simulator of CUDA
-executes on the CPU. Both must agree to 1e-6 or nothing is written.
+(`rotate_iou_cpu_eval`, float64; its pool of processes replaced by a loop) and also on the IoU that it has for GPUs
+(`iou3d_kernel_with_heading`, float32), whose kernels numba's simulator of CUDA executes on the CPU. Both must agree to
+1e-6 or nothing is written.
+
+The `corrected` figures are its own, too: given boxes whose yaw is negated, it turns them as the devkit draws them.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ import scipy
 from once_scenes import NAMES, SCENES, Frame, scene
 
 COMMIT = "49f4b72 (2022-03-04)"
-GPU_SCENES = ("small", "turned")
+MORE_THAN_A_TURN = "turned"
+"""The scene whose headings the official code does not wrap rightly, so that it cannot say what is correct."""
 
 
 class _Loop:
@@ -54,24 +57,30 @@ def main(devkit: str) -> None:
     def figures(truth: list[Frame], found: list[Frame]) -> dict[str, float]:
         return {key: float(v) for key, v in evaluation.get_evaluation_results(truth, found, list(NAMES))[1].items()}
 
-    scores = {name: figures(*scene(**arguments)) for name, arguments in SCENES.items()}
-    on_cpu = evaluation.compute_iou3d_cpu
+    def mirrored(frames: list[Frame]) -> list[Frame]:
+        return [frame | {"boxes_3d": frame["boxes_3d"] * np.array([1, 1, 1, 1, 1, 1, -1])} for frame in frames]
+
+    made = {name: scene(**arguments) for name, arguments in SCENES.items()}
+    scores = {name: figures(*frames) for name, frames in made.items()}
+    corrected = {
+        name: figures(mirrored(truth), mirrored(found))
+        for name, (truth, found) in made.items()
+        if name != MORE_THAN_A_TURN
+    }
     evaluation.compute_iou3d_cpu = lambda truth, found: evaluation.compute_iou3d(
         truth, found, evaluation.compute_split_parts(len(truth), 100), with_heading=True
     )
-    difference = 0.0
-    for name in GPU_SCENES:
-        on_gpu = figures(*scene(**SCENES[name]))
-        difference = max(difference, *(abs(on_gpu[key] - value) for key, value in scores[name].items()))
-    evaluation.compute_iou3d_cpu = on_cpu
+    on_gpu = {name: figures(*frames) for name, frames in made.items()}
+    difference = max(abs(on_gpu[name][key] - value) for name in made for key, value in scores[name].items())
     if difference > 1e-6:
         raise SystemExit(f"the official IoU of GPU and CPU disagree by {difference}")
     content = {
         "evaluator": f"once_devkit {COMMIT}, once_eval/evaluation.py: get_evaluation_results, IoU of the CPU",
-        "gpu_kernels": f"scenes {', '.join(GPU_SCENES)}: the same figures to {difference:.1g}",
+        "gpu_kernels": f"in numba's simulator, the same figures to {difference:.1g}",
         "with": f"Python {platform.python_version()}, NumPy {np.__version__}, numba {numba.__version__}, "
         f"SciPy {scipy.__version__}",
         "percent": scores,
+        "percent_corrected": corrected,
     }
     Path(__file__).with_name("once.json").write_text(json.dumps(content, indent=1) + "\n")
 
