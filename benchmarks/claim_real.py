@@ -222,8 +222,8 @@ def train(network: PointProbe, frames: Sequence[LabelledFrame], voxel: VoxelConf
 def _measure_statistics(network: PointProbe, frames: Sequence[LabelledFrame], voxel: VoxelConfig) -> None:
     """Replace batch norm's running statistics by the mean of those of the frames.
 
-    The running ones forget a hundredth a step: after so few steps, those of fresh weights would still be what they began
-    with, and a network from scratch would seem to have learned nothing.
+    The running ones forget a hundredth a step: after so few steps, those of fresh weights would still be what they
+    began with, and a network from scratch would seem to have learned nothing.
     """
     norms = [part for part in network.modules() if isinstance(part, nn.BatchNorm1d | nn.BatchNorm2d)]
     for norm in norms:
