@@ -139,9 +139,9 @@ class GtDatabase:
                 np.concatenate([batch.column(name).to_numpy() for batch in self._batches])
                 for name in ("dataset", "class")
             )
-            for key in np.unique(np.stack([dataset, class_number], axis=1), axis=0).tolist():
-                rows = np.flatnonzero((dataset == key[0]) & (class_number == key[1]))
-                self._pools[key[0], key[1]] = rows.astype(np.int32)
+            kind = dataset * 256 + class_number
+            for one in np.unique(kind).tolist():
+                self._pools[divmod(one, 256)] = np.flatnonzero(kind == one).astype(np.int32)
 
     def __len__(self) -> int:
         """Return the number of objects."""

@@ -8,12 +8,22 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import ray
+from street_log import write_street
 
 from spot_ray.errors import DataError
 from spot_ray.geometry import se3
 from spot_ray.geometry.grid import VoxelGrid, pack_bits
-from spot_ray.operators.config import BeamConfig, DataConfig, MergeConfig
-from spot_ray.operators.mixture import DataSource
+from spot_ray.operators.config import (
+    AugmentConfig,
+    BalanceConfig,
+    BeamConfig,
+    BoxConfig,
+    DataConfig,
+    GtSamplingConfig,
+    MergeConfig,
+)
+from spot_ray.operators.gt_database import build_gt_database
+from spot_ray.operators.mixture import DataSource, open_mixture
 from spot_ray.operators.stream import iterate, stream
 from spot_ray.schema.lidars import WAYMO_TOP
 from spot_ray.schema.occupancy import Occupancy, OccupancyInfo
@@ -104,6 +114,22 @@ def contents(batches):
 
 def test_ray_gives_the_batches_of_the_plain_iterator(uri):
     assert_same(list(stream(uri, CONFIG, **RUN)), list(iterate(uri, CONFIG, **RUN)))
+
+
+def test_pasted_objects_too(tmp_path):
+    mixture = open_mixture(write_street(str(tmp_path / "street")), labels=None)
+    config = DataConfig(
+        labels=None,
+        boxes=BoxConfig(classes="detection", min_points=4),
+        balance=BalanceConfig(method="draw", power=1.0, count="objects"),
+        augment=AugmentConfig(scale_height=True),
+        gt_sampling=GtSamplingConfig(classes=("Car", "Pedestrian"), counts=(6, 3), min_points=(4, 5)),
+    )
+    build_gt_database(mixture, config, str(tmp_path / "objects"))
+    mixture = replace(mixture, gt_database=str(tmp_path / "objects"))
+    batches = list(stream(mixture, config, **RUN))
+    assert sum(len(batch.boxes) for batch in batches) > 4 * sum(len(batch) for batch in batches)
+    assert_same(batches, list(iterate(mixture, config, **RUN)))
 
 
 def test_merged_sweeps_too(tmp_path):
