@@ -20,7 +20,8 @@ class KittiBenchmark:
     """KITTI's object detection benchmark; satisfies `Benchmark`.
 
     Datasets whose frames have no camera and no 2D boxes, as the synthetic ones, are scored after its fashion: on the
-    ground and in space, on one level `all`, on which boxes with fewer than 5 LiDAR points are ignored.
+    ground and in space, ahead of the vehicle, on one level `all`, on which boxes with fewer than 5 LiDAR points are
+    ignored.
 
     Args:
         least_overlaps: Intersections over union that a hit has to exceed: the benchmark's, or

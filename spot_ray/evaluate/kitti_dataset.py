@@ -44,7 +44,8 @@ def labels_of_dataset(dataset: Dataset, frames: Sequence[int]) -> KittiTruth:
 
     Boxes come back from the ego frame to that of camera 0, as exact as float32 keeps them. `alpha` is worked out of
     them; labels round theirs to 0.01. In frames without 2D boxes and calibration, boxes with fewer than 5 LiDAR points
-    are ignored.
+    are ignored, and those that are not ahead of the vehicle: KITTI annotates only what its camera sees, and public
+    detectors look only there.
 
     Args:
         dataset: The dataset.
@@ -85,7 +86,7 @@ def labels_of_dataset(dataset: Dataset, frames: Sequence[int]) -> KittiTruth:
         else:
             known = types != _NO_TYPE
             parts[name] = (types[known], _values(boxes_in_camera(boxes.boxes[known], AXES_SE3_CAMERA)), None)
-            ignored.append(boxes.num_lidar_points[known] < MIN_POINTS)
+            ignored.append((boxes.num_lidar_points[known] < MIN_POINTS) | ~_ahead(boxes.boxes[known]))
     rows = KittiRows.of_frames(parts, scored=False)
     classes = tuple(name for name in CLASSES if name in dataset.info.taxonomy.detection_classes)
     return KittiTruth(rows, classes, None if with_image else np.concatenate(ignored))
@@ -97,8 +98,8 @@ def results_of_detections(
     """Return what a detector found, in ego frames, as results.
 
     Each box is taken to the frame of camera 0, and its 2D box is the extent of what the image of camera 2 shows of it.
-    Boxes that it shows nothing of are dropped and counted, since only what it shows is annotated. Frames without a
-    camera keep all boxes, and tell nothing of an image.
+    Boxes that it shows nothing of are dropped and counted, since only what it shows is annotated. Of frames without a
+    camera, boxes that are not ahead of the vehicle are dropped, and nothing is told of an image.
 
     Args:
         dataset: The dataset.
@@ -120,7 +121,7 @@ def results_of_detections(
             )
     type_of_class = np.array([_NO_TYPE, *(ROW_TYPES.index(name) for name in names)], dtype=np.uint8)
     parts: dict[str, Part] = {}
-    dropped = assumed = 0
+    dropped = behind = assumed = 0
     for i, found in zip(frames, detections, strict=True):
         sweep = dataset.read(i, ())
         if len(found) and found.classes.max() > len(names):
@@ -132,7 +133,9 @@ def results_of_detections(
         types, scores = type_of_class[found.classes], found.scores.astype(np.float64)
         name = _new_name(parts, sweep)
         if sweep.calibration is None:
-            parts[name] = (types, _values(boxes_in_camera(found.boxes, AXES_SE3_CAMERA)), scores)
+            ahead = _ahead(found.boxes)
+            parts[name] = (types[ahead], _values(boxes_in_camera(found.boxes[ahead], AXES_SE3_CAMERA)), scores[ahead])
+            behind += int((~ahead).sum())
             continue
         camera = kitti_camera(sweep, dataset.info.rig[0])
         boxes = boxes_in_camera(found.boxes, camera.ego_SE3_camera)
@@ -144,6 +147,8 @@ def results_of_detections(
     notes = []
     if dropped:
         notes.append(f"{dropped} boxes that the image of camera 2 does not show were dropped")
+    if behind:
+        notes.append(f"{behind} boxes that are not ahead of the vehicle were dropped")
     if assumed:
         size = " × ".join(map(str, USUAL_IMAGE_SIZE))
         notes.append(f"{assumed} frames do not tell the size of their image: {size} pixels were taken")
@@ -154,6 +159,11 @@ def frame_name(sweep: Sweep) -> str:
     """Return the name of a frame's files: `000042` of the benchmark's own, `SEQUENCE_FRAME` of others."""
     own = sweep.sequence_id in (f"training/{sweep.frame_id}", f"testing/{sweep.frame_id}")
     return sweep.frame_id if own else sweep.name.replace("/", "_")
+
+
+def _ahead(boxes: npt.NDArray[np.floating]) -> npt.NDArray[np.bool_]:
+    """Return (M,) bool of (M, 7) boxes of the ego frame: the centre lies in front of the ego's origin."""
+    return np.greater(boxes[:, 0], 0)
 
 
 def _new_name(parts: dict[str, Part], sweep: Sweep) -> str:

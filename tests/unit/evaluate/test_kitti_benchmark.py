@@ -208,10 +208,10 @@ def test_datasets_without_images_are_scored_in_space(tmp_path):
         (SourceClass(0, "car", "vehicle", detection="Car"), SourceClass(1, "tree", "vegetation")),
         detection_classes=("Car",),
     )
-    behind = [-20.0, 5.0, *AHEAD[2:]]
+    few, behind = [20.0, 5.0, *AHEAD[2:]], [-20.0, 5.0, *AHEAD[2:]]
+    boxes, tree = [AHEAD, few, behind, AHEAD], 1
     frames = [
-        sweep(i, [AHEAD, behind, AHEAD], sources=[0, 0, 1], points=[5, 4, 9], image=False, sequence="a/b")
-        for i in range(5)
+        sweep(i, boxes, sources=[0, 0, 0, tree], points=[5, 4, 9, 9], image=False, sequence="a/b") for i in range(5)
     ]
     data = dataset(tmp_path, frames, taxonomy)
     benchmark = KittiBenchmark()
@@ -219,9 +219,9 @@ def test_datasets_without_images_are_scored_in_space(tmp_path):
     assert truth.rows.frames[0] == "a_b_000000"
     assert truth.classes == ("Car",)
     assert truth.ignored is not None
-    assert truth.ignored.tolist() == [False, True] * 5
-    predictions = benchmark.from_detections(data, range(5), [found(behind, AHEAD)] * 5)
-    assert predictions.notes == ()
+    assert truth.ignored.tolist() == [False, True, True] * 5
+    predictions = benchmark.from_detections(data, range(5), [found(few, behind, AHEAD)] * 5)
+    assert predictions.notes == ("5 boxes that are not ahead of the vehicle were dropped",)
     scores = benchmark.score(truth, predictions)
     assert scores.headline == "mAP_R40/3d/all"
     assert scores.figures == pytest.approx(
