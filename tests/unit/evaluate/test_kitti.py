@@ -210,3 +210,22 @@ def test_the_order_of_frames_changes_nothing(scene):
     assert before.keys() == after.keys()
     for name, value in before.items():
         assert after[name] == pytest.approx(value, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("height_px", "occluded", "truncated", "levels"),
+    [
+        (40, 0, 0.15, ["easy", "moderate", "hard"]),
+        (39.99, 0, 0.15, ["moderate", "hard"]),
+        (25, 1, 0.30, ["moderate", "hard"]),
+        (100, 2, 0.30, ["hard"]),
+        (100, 0, 0.50, ["hard"]),
+        (24.99, 0, 0, []),
+        (100, 3, 0, []),
+        (100, 0, 0.51, []),
+    ],
+)
+def test_the_levels_end_where_the_evaluator_has_it(height_px, occluded, truncated, levels):
+    box = [truncated, occluded, *car(height_px=height_px)[2:]]
+    found = list(curves(rows([("Car", box, 0)], labels=True), rows([("Car", box, 0.5)])))
+    assert [c.level for c in found if c.metric == "3d"] == levels
