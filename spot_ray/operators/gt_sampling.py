@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 
 from spot_ray.config.load import suggestion
-from spot_ray.errors import ConfigError, DataError
+from spot_ray.errors import ConfigError, DataError, StoreError
 from spot_ray.geometry.boxes import points_in_boxes
 from spot_ray.geometry.rotated_iou import bev_intersections
 from spot_ray.operators.config import DataConfig
-from spot_ray.operators.gt_objects import TIME_LAG, GtObject, open_database
+from spot_ray.operators.gt_objects import TIME_LAG, GtDatabase, GtObject, open_database
 from spot_ray.operators.gt_origin import check_made_of, made_of, read_marker
 from spot_ray.operators.keys import Purpose, generator
 from spot_ray.operators.mixture import Mixture, box_taxonomies
@@ -129,7 +129,9 @@ class PasteObjects:
         """Return the sample with the objects.
 
         Raises:
-            DataError: If the database cannot be read.
+            ConfigError: If the database cannot be read.
+            StoreError: If its store fails.
+            DataError: If an object lacks a point column that the frame has.
         """
         paste = self._paste
         if paste is None:
@@ -137,7 +139,7 @@ class PasteObjects:
         slot, sweep = sample.slot, sample.sweep
         own = sweep.boxes if sweep.boxes is not None else Boxes.empty()
         rng = generator(Purpose.GT_SAMPLING, seed=self._seed, epoch=self._epoch, frame=slot.frame, copy=slot.copy)
-        database = open_database(paste.uri, paste.digest)
+        database = _opened(paste)
         present = np.bincount(self._box_class_of_source[own.source_class], minlength=256)
         boxes, chosen = own.boxes, []
         for i, (class_id, count) in enumerate(zip(paste.class_ids, paste.counts, strict=True)):
@@ -169,6 +171,16 @@ def draw(chance: npt.NDArray[np.float64], size: int) -> npt.NDArray[np.int64]:
         result[i] = moved.get(j, j)
         moved[j] = moved.get(i, i)
     return result
+
+
+def _opened(paste: Paste) -> GtDatabase:
+    try:
+        return open_database(paste.uri, paste.digest)
+    except StoreError:
+        raise
+    except DataError as error:
+        # No frame is to blame, so none is to be skipped for it.
+        raise ConfigError(error.what, where=error.where, expected=error.expected, remedy=error.remedy) from None
 
 
 def _pasted(sample: Sample, own: Boxes, objects: Sequence[GtObject], *, first_lidar: int) -> Sample:

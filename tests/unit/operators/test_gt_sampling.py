@@ -261,6 +261,15 @@ def test_a_database_is_asked_for(street, database, tmp_path):
         list(iterate(replace(some, gt_database=database), CONFIG, **RUN))
 
 
+def test_no_frame_is_skipped_for_a_database_that_is_gone(street, tmp_path):
+    mixture = open_mixture(street, labels=None)
+    build_gt_database(mixture, CONFIG, str(tmp_path))
+    (tmp_path / "objects.arrow").unlink()
+    with pytest.raises(ConfigError, match="the objects cannot be read") as caught:
+        list(iterate(replace(mixture, gt_database=str(tmp_path)), replace(CONFIG, on_bad_frame="skip"), **RUN))
+    assert caught.value.where == str(tmp_path / "objects.arrow")
+
+
 def test_a_stream_of_ones_own_pastes_too(street, database):
     with BatchStream(
         street, CONFIG, seed=1, global_batch_size=8, gt_database=database, with_ray=False, shuffle=False
