@@ -60,7 +60,7 @@ class Scene:
         return hashlib.blake2b(b"".join(c.tobytes() for c in (*columns, self.overlaps_nlz)), digest_size=8).hexdigest()
 
 
-def make_scene(seed: int, *, num_frames: int = 12, objects: int = 40, false: int = 40) -> Scene:
+def make_scene(seed: int, *, num_frames: int = 12, objects: int = 40, false: int = 40, doubled: float = 0.0) -> Scene:
     """Return a scene.
 
     A fifth of the objects stand so close to another that both overlap the same prediction. Most have one or two
@@ -72,6 +72,7 @@ def make_scene(seed: int, *, num_frames: int = 12, objects: int = 40, false: int
         num_frames: Frames in two segments.
         objects: In each frame.
         false: Predictions of nothing in each frame.
+        doubled: Share of the predictions that come again, turned by 180 degrees, with another score.
     """
     rng = np.random.default_rng(seed)
     frames = tuple((SEGMENTS[2 * i // num_frames], 1_557_000_000_000_000 + 100_021 * i) for i in range(num_frames))
@@ -96,11 +97,16 @@ def make_scene(seed: int, *, num_frames: int = 12, objects: int = 40, false: int
     invented_score = rng.beta(1, 3, len(invented))
     score = np.concatenate([score, invented_score])
     score = np.where(rng.random(len(score)) < 0.5, np.round(score, 2), score).astype(np.float32)
+    again = np.flatnonzero(rng.random(len(seen)) < doubled)
+    turned = found[again] + np.array([0, 0, 0, 0, 0, 0, np.pi])
+    score = np.concatenate([score, rng.random(len(again), dtype=np.float32)])
     predictions = Objects(
-        np.concatenate([frame[seen], np.repeat(np.arange(num_frames), false)]),
-        np.concatenate([found, invented]).astype(np.float32).astype(np.float64),
-        np.concatenate([types[seen], invented_types]),
+        np.concatenate([frame[seen], np.repeat(np.arange(num_frames), false), frame[seen[again]]]),
+        np.concatenate([found, invented, turned]).astype(np.float32).astype(np.float64),
+        np.concatenate([types[seen], invented_types, types[seen[again]]]),
     )
+    order = rng.permutation(len(score))
+    predictions, score = _rows(predictions, order), score[order]
     truth = Objects(frame, boxes.astype(np.float32).astype(np.float64), types)
     labelled, predicted = frame != 1, predictions.frame != 2
     return Scene(
@@ -114,7 +120,7 @@ def make_scene(seed: int, *, num_frames: int = 12, objects: int = 40, false: int
     )
 
 
-def _rows(objects: Objects, which: npt.NDArray[np.bool_]) -> Objects:
+def _rows(objects: Objects, which: npt.NDArray[np.bool_] | npt.NDArray[np.int64]) -> Objects:
     return Objects(objects.frame[which], objects.boxes[which], objects.types[which])
 
 

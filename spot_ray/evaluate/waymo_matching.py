@@ -17,6 +17,7 @@ CUTOFFS = np.append(np.arange(100) * 0.01, 1.0).astype(np.float32)
 """The scores at which predictions are cut off."""
 SIZE_LIMITS_M = (1e-2, 1e6)
 """A box with a size that is not between them overlaps nothing."""
+_PLACE_BITS = 20
 _NOT_REACHED = -(1 << 62)
 
 
@@ -54,7 +55,7 @@ class Pairs:
         counts_as_false: (M,) bool, that it is a false positive if it has no match.
         start: (M + 1,) int64 where in `box` each prediction's candidates begin.
         box: (E,) int64 a candidate.
-        weight: (E,) int64 its IoU in millionths.
+        weight: (E,) int64 its IoU in millionths, times 2^20, less the place of the prediction in its frame and class.
         heading: (E,) float64 its heading accuracy.
     """
 
@@ -93,6 +94,10 @@ def pair(truth: WaymoTruth, predictions: WaymoPredictions) -> Pairs:
     first, behind = (np.searchsorted(truth_group, group, side=side) for side in ("left", "right"))
     start, box, iou = _candidates(boxes, truth_boxes, first, behind, MIN_IOU[group % num_classes])
     turn = np.repeat(boxes[:, 6], np.diff(start)) - truth_boxes[box, 6]
+    # Of predictions that fit a box equally, the first one of the frame gets it, as in the official code: the bits below
+    # those of the IoU say which that is.
+    millionths = np.floor(iou * np.float32(1e6) + np.float32(0.5)).astype(np.int64)
+    place = np.repeat(np.arange(len(group)) - np.searchsorted(group, group), np.diff(start))
     apart = np.abs(turn - 2 * np.pi * np.round(turn / (2 * np.pi)))
     return Pairs(
         truth_type=truth_group % num_classes,
@@ -105,7 +110,7 @@ def pair(truth: WaymoTruth, predictions: WaymoPredictions) -> Pairs:
         counts_as_false=~predictions.overlaps_nlz[by_prediction],
         start=start,
         box=box,
-        weight=np.floor(iou * np.float32(1e6) + np.float32(0.5)).astype(np.int64),
+        weight=(millionths << _PLACE_BITS) - place,
         heading=1 - apart / np.pi,
     )
 

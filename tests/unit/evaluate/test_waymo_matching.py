@@ -133,3 +133,31 @@ def test_predictions_in_other_frames_are_no_candidates() -> None:
     counts = count(pairs, pairs.truth_type, pairs.prediction_type, 4)
     assert counts.false_positives[:, 0].sum() == len(ones)
     assert counts.misses[0, :, 0].sum() == len(ones)
+
+
+@pytest.mark.parametrize(
+    ("order", "scores", "precision"),
+    [
+        # As the official op has them: heading accuracy over predictions at the cut-offs 0 and 0.55.
+        ("right, turned", (0.5, 0.9), (0.5, 0.0)),
+        ("turned, right", (0.5, 0.9), (0.0, 1.0)),
+        ("turned, right", (0.9, 0.5), (0.0, 0.0)),
+        ("right, turned", (0.9, 0.5), (0.5, 1.0)),
+    ],
+)
+def test_of_predictions_that_fit_equally_the_first_gets_the_box(
+    order: str, scores: tuple[float, float], precision: tuple[float, float]
+) -> None:
+    box = np.array([10.0, 0.0, 1.0, 4.0, 2.0, 1.5, 0.0])
+    rows = {"right": box, "turned": box + np.array([0, 0, 0, 0, 0, 0, np.pi])}
+    one, two = np.zeros(1, np.int64), np.zeros(2, np.int64)
+    frames = (("segment", 0),)
+    truth = WaymoTruth(frames, True, CLASS_NAMES, one, box[None], np.ones(1, np.uint8), np.ones(1, np.uint8))
+    boxes = np.stack([rows[name] for name in order.split(", ")])
+    found = WaymoPredictions(
+        frames, True, two, boxes, np.ones(2, np.uint8), np.array(scores, np.float32), np.zeros(2, np.bool_)
+    )
+    pairs = pair(truth, found)
+    counts = count(pairs, pairs.truth_type, pairs.prediction_type, 4)
+    shown = counts.true_positives + counts.false_positives
+    assert (counts.heading_accuracy / np.maximum(shown, 1))[0, [0, 55]] == pytest.approx(precision)
