@@ -116,7 +116,7 @@ def read_truth(folder: str, split: str | None = None) -> OnceTruth:
 
 def _read_sequence(root: str, sequence_id: str) -> Iterable[tuple[FrameKey, OnceBoxes | None]]:
     file = uris.join(root, release.sequence_file(sequence_id))
-    for i, row in enumerate(release.check_sequence(_read_json(file), file)["frames"]):
+    for i, row in enumerate(release.check_sequence(_read_json(file, remedy=release.AGAIN), file)["frames"]):
         where = f"{file}, frames[{i}]"
         key = (sequence_id, str(release.check_frame_time(row, where)))
         if "annos" in row:
@@ -139,7 +139,7 @@ def read_predictions(uri: str) -> OncePredictions:
             expected=f"JSON: {_FORM}",
             remedy="where you made it, write the same list by json.dump, its arrays by tolist()",
         )
-    content = _read_json(uri)
+    content = _read_json(uri, expected=_FORM)
     if not isinstance(content, list):
         raise DataError(f"the file holds {release.shorten(content)}", where=uri, expected=_FORM)
     frames: dict[tuple[str | None, str], OnceBoxes] = {}
@@ -259,8 +259,8 @@ def _read_text(uri: str) -> str:
         raise DataError(f"not a text file: {error}", where=uri, remedy=release.AGAIN) from None
 
 
-def _read_json(uri: str) -> Any:
+def _read_json(uri: str, *, expected: str = "", remedy: str = "") -> Any:
     try:
         return json.loads(uris.read_bytes(uri))
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"not valid JSON: {error}", where=uri, remedy=release.AGAIN) from None
+        raise DataError(f"not valid JSON: {error}", where=uri, expected=expected, remedy=remedy) from None
