@@ -53,10 +53,17 @@ class WaymoBenchmark:
         Raises:
             DataError: Naming file and row, if it is missing or broken.
         """
+        prefix = "" if split is None else SPLITS.get(split, split)
         if folder.endswith(".bin"):
+            if not folder.rsplit("/", 1)[-1].startswith(prefix):
+                raise DataError(
+                    f"the file's name does not tell that it is of the split {split!r}",
+                    where=folder,
+                    expected=f"{prefix}_….bin",
+                    remedy="name no split: a file is of one",
+                )
             return read_truth(folder)
         files = [name for name in uris.list_dir(folder) if name.endswith(".bin")]
-        prefix = "" if split is None else SPLITS.get(split, split)
         fitting = [name for name in files if name.startswith(prefix)]
         if len(fitting) != 1:
             raise DataError(

@@ -176,7 +176,9 @@ def test_official_files_are_found_in_their_folder(dataset: Dataset, tmp_path: Pa
     with pytest.raises(DataError, match="no files of ground truth"):
         BENCHMARK.official_truth(str(folder))
     file = official_file(folder / "validation_ground_truth_objects_gt.bin", dataset, range(6))
-    for where, split in ((file, None), (str(folder), None), (str(folder), "val")):
+    with pytest.raises(DataError, match="does not tell that it is of the split 'train'"):
+        BENCHMARK.official_truth(file, split="train")
+    for where, split in ((file, None), (file, "val"), (str(folder), None), (str(folder), "val")):
         assert len(BENCHMARK.official_truth(where, split=split).frames) == 6
     with pytest.raises(DataError, match="no files of ground truth of the split 'train'"):
         BENCHMARK.official_truth(str(folder), split="train")
