@@ -253,7 +253,7 @@ def _in_firing_order(sweep: Sweep) -> pa.Buffer:
 
 def _moved(sweep: Sweep) -> npt.NDArray[np.float32]:
     moved = np.empty_like(sweep.xyz)
-    move_points(sweep.xyz, TURN, 1.0, moved)
+    move_points(sweep.xyz, TURN, moved)
     return moved
 
 

@@ -185,7 +185,9 @@ def _move_sweep(sweep: Sweep, matrix: Matrix, scale: float, z_scale: float) -> S
     from spot_ray.operators.point_kernels import move_points
 
     xyz = np.empty_like(sweep.xyz)
-    move_points(sweep.xyz, matrix, z_scale, xyz)
+    move_points(sweep.xyz, matrix, xyz)
+    if z_scale != 1:  # in a pass of its own, which only detection pays for
+        xyz[:, 2] = sweep.xyz[:, 2].astype(np.float64) * z_scale
     boxes = sweep.boxes
     if boxes is not None:
         velocity = None if boxes.velocity is None else boxes.velocity.copy()

@@ -14,15 +14,12 @@ _BLOCK = 1024
 
 
 @numba.njit(cache=True, nogil=True)
-def move_points(
-    xyz: npt.NDArray[np.float32], matrix: npt.NDArray[np.float64], z_scale: float, moved: npt.NDArray[np.float32]
-) -> None:
-    """Multiply x and y by a matrix and z by a factor, in float64, rounded once.
+def move_points(xyz: npt.NDArray[np.float32], matrix: npt.NDArray[np.float64], moved: npt.NDArray[np.float32]) -> None:
+    """Multiply x and y by a matrix, in float64, rounded once; z stays.
 
     Args:
         xyz: (N, 3) float32 points.
         matrix: (2, 2) float64.
-        z_scale: Factor of z; at 1 it stays as it is.
         moved: (N, 3) float32, filled.
     """
     xx, xy, yx, yy = matrix[0, 0], matrix[0, 1], matrix[1, 0], matrix[1, 1]
@@ -30,7 +27,7 @@ def move_points(
         x, y = np.float64(xyz[i, 0]), np.float64(xyz[i, 1])
         moved[i, 0] = xx * x + xy * y
         moved[i, 1] = yx * x + yy * y
-        moved[i, 2] = z_scale * np.float64(xyz[i, 2])
+        moved[i, 2] = xyz[i, 2]
 
 
 @numba.njit(cache=True, nogil=True)
