@@ -153,6 +153,20 @@ def test_precision_over_recall_by_hand() -> None:
     assert score(truth, found).ap[VEHICLE, ALL] == pytest.approx((18 * 1 + 13 * 2 / 3 + 6 * 3 / 6) / 50)
 
 
+def test_at_a_threshold_the_largest_iou_counts_not_the_score() -> None:
+    # By score the first car takes the first box, and the other is left the second: thresholds 0.9 and 0.5. At 0.5 the
+    # first car takes the box that overlaps it most, the second; the other car reaches none, and the first box is false.
+    at = [moved(CAR, x=x) for x in (0.0, 0.7)]
+    found = boxes(moved(CAR, x=-0.6), moved(CAR, x=0.1), scores=[0.9, 0.5])
+    # 0.9 stands at the positions 0 to 37, up to a recall of 0.75.
+    assert score(boxes(*at), found).ap[VEHICLE, ALL] == pytest.approx((37 * 1 + 13 * 1 / 2) / 50)
+
+
+def test_of_equal_scores_the_first_is_taken() -> None:
+    found = boxes(moved(CAR, x=-0.3), moved(CAR, x=0.35), scores=[0.9, 0.9])
+    assert score(boxes(CAR, moved(CAR, x=0.7)), found).ap[VEHICLE, ALL] == 1.0
+
+
 def test_ranges_are_of_the_norm_in_three_dimensions() -> None:
     rows = [(29.9, 0.0, 0.0), (29.9, 0.0, 3.0), (30.0, 0.0, 0.0), (0.0, -49.9, 0.0), (0.0, 50.0, 0.0)]
     truth = boxes(*((*row, 4.0, 2.0, 1.5, 0.0) for row in rows))
