@@ -2,7 +2,8 @@
 
 A stage is a function with arguments that returns figures. What it returned is kept as `stages/NAME.json` in the work
 folder, together with a digest of its function's name, its arguments and the digests of the stages that it needs. So a
-second call goes on where the first one ended, and a changed setting runs those stages again that it changes.
+second call goes on where the first one ended, and a changed setting runs those stages again that it changes. Changed
+code is not noticed: then begin in a new folder.
 """
 
 from __future__ import annotations
