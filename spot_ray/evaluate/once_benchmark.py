@@ -185,13 +185,16 @@ def _in_lidar(dataset: Dataset, boxes: npt.NDArray[np.float32]) -> Float:
 
 def _table(name: str, result: OnceAp, chosen: list[int], mean: Float, num_frames: int, num_unscored: int) -> str:
     lines = [f"{name}: AP over 50 recall positions, %", "".join(f"{text:>12}" for text in ("", *RANGES))]
-    for c in chosen:
-        figures = zip(result.ap[c], result.num_truth[c], strict=True)
-        cells = (f"{100 * ap:12.2f}" if num else f"{'-':>12}" for ap, num in figures)
-        lines.append(f"{SUPERCLASSES[c]:>12}" + "".join(cells))
-    lines.append(f"{'mAP':>12}" + "".join(f"{100 * value:12.2f}" for value in mean))
-    lines.append(f"{'true boxes':>12}" + "".join(f"{n:12d}" for n in result.num_truth[chosen].sum(axis=0)))
+    counts = result.num_truth[chosen]
+    for c, row in zip(chosen, counts, strict=True):
+        lines.append(f"{SUPERCLASSES[c]:>12}" + _cells(result.ap[c], row))
+    lines.append(f"{'mAP':>12}" + _cells(mean, counts.sum(axis=0)))
+    lines.append(f"{'true boxes':>12}" + "".join(f"{n:12d}" for n in counts.sum(axis=0)))
     lines.append(f"{num_frames} frames" + (f"; {num_unscored} more without truth do not count" if num_unscored else ""))
-    if not result.num_truth[chosen].all():
+    if not counts.all():
         lines.append("-: no truth; counts 0 in the mean, as in the official code")
     return "\n".join(lines)
+
+
+def _cells(ap: Float, num_truth: Int) -> str:
+    return "".join(f"{100 * value:12.2f}" if n else f"{'-':>12}" for value, n in zip(ap, num_truth, strict=True))

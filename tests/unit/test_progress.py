@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from spot_ray import progress
-from spot_ray.progress import Meter, Monitor, Progress, describe, shown_progress
+from spot_ray.progress import Meter, Monitor, Progress, describe, shown_frames, shown_progress
 
 
 def test_the_time_that_is_left_is_judged_by_what_this_run_has_finished() -> None:
@@ -54,3 +54,18 @@ def test_on_a_terminal_there_is_a_bar() -> None:
     assert "label" in out.getvalue()
     assert "2/4" in out.getvalue()
     assert "10.0 frames/s" in out.getvalue()
+
+
+def test_frames_are_told_on_a_terminal_and_without_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    out = io.StringIO()
+    with shown_frames("score", console=Console(file=out, width=40), every_s=10.0) as show:
+        for seconds in (4.0, 11.0, 12.0, 30.0):
+            now[0] = seconds
+            show(int(seconds) * 100, 4000)
+    assert out.getvalue().splitlines() == ["score: 1,100/4,000 frames", "score: 3,000/4,000 frames"]
+    out = io.StringIO()
+    with shown_frames("score", console=Console(file=out, width=120, force_terminal=True)) as show:
+        show(2, 4)
+    assert "2/4" in out.getvalue()
