@@ -52,7 +52,7 @@ def release(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def dataset(release: Path, tmp_path: Path) -> Dataset:
-    convert("once", source=str(release), uri=str(tmp_path / "out"))
+    convert("once", source=str(release), uri=str(tmp_path / "out"), num_workers=1)
     return open_dataset(str(tmp_path / "out"))
 
 

@@ -46,7 +46,7 @@ def release(tmp_path: Path) -> Path:
 @pytest.fixture
 def converted(release: Path, tmp_path: Path) -> str:
     uri = str(tmp_path / "converted")
-    convert("once", source=str(release), uri=uri)
+    convert("once", source=str(release), uri=uri, num_workers=1)
     return uri
 
 
