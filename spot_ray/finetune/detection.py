@@ -136,12 +136,12 @@ class DetectionTask(Task[DetectionConfig, DetectorDescription]):
         model.load_state_dict(weights, strict=False)
         return LoadReport(
             uri=stored.uri,
-            loaded=tuple(weights),
+            loaded=tuple(key for key in own if key in weights),
             fresh=fresh,
             new_features=tuple(name for name in after if name not in before),
             unused_features=tuple(name for name in before if name not in after),
             weights=stored.kind,
-            left_behind=tuple(key for key in stored.tensors if key not in weights),
+            left_behind=tuple(sorted(key for key in stored.tensors if key not in weights)),
             notes=_voxel_notes(stored.config.model.voxel, self.config.model.voxel),
         )
 

@@ -228,8 +228,7 @@ def _tiny(
     x0, y0, x1, y1 = range_m[0], range_m[1], range_m[3], range_m[4]
     z0, z1 = tiny.model.voxel.point_cloud_range_m[2], tiny.model.voxel.point_cloud_range_m[5]
     head = base.model.head
-    # Pedestrians stand closer than the encoders' cells are wide.
-    head = replace(head, upsample=2) if isinstance(head, CenterHeadConfig) else head
+    head = replace(head, shared_channels=32) if head.shared_channels else head
     return replace(
         base,
         recipe=f"{base.recipe}-tiny",

@@ -135,7 +135,7 @@ def check_fit(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], fresh: S
         CheckpointError: If a weight is missing, superfluous or of another shape; it names all of them.
     """
     missing = [key for key in own if key not in weights and key not in fresh]
-    unexpected = [key for key in weights if key not in own]
+    unexpected = sorted(key for key in weights if key not in own)
     shapes = [
         f"{key} {tuple(weights[key].shape)} instead of {tuple(tensor.shape)}"
         for key, tensor in own.items()
