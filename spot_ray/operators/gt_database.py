@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
+from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
@@ -31,7 +34,9 @@ from spot_ray.storage.whole_file import WholeFile
 
 _BATCH_BYTES = 16 << 20
 """Points of objects that lie in memory until they are written together."""
-_PLACES_AT_ONCE = 1024
+_FRAMES_AT_ONCE = 32
+"""Frames that a thread works on at a time, of one shard for the most part: up to some 30 MB of objects."""
+_THREADS = 8
 _DIFFICULTY = "box_difficulty"
 
 
@@ -71,8 +76,15 @@ def build_gt_database(
     numbers = _numbers(mixture, ids)
     dtypes = _dtypes(mixture, config)
     counts, skipped = [0] * len(ids), dict[str, str]()
-    with _writing(uris.join(uri, OBJECTS), objects_schema(dtypes)) as write:
-        for done, (slot, found) in enumerate(_frames(chain, places), start=1):
+
+    def cut_frame(sample: Sample) -> list[GtObject]:
+        return list(cut(sample, numbers[sample.slot.dataset], config.gt_sampling.min_points, tuple(dtypes)))
+
+    with (
+        _writing(uris.join(uri, OBJECTS), objects_schema(dtypes)) as write,
+        closing(_cut_all(chain, places, cut_frame)) as frames,
+    ):
+        for done, (slot, found) in enumerate(frames, start=1):
             if isinstance(found, DataError):
                 skipped[slot.frame] = str(found)
                 if len(skipped) > config.max_skipped * len(share):
@@ -83,7 +95,7 @@ def build_gt_database(
                         remedy=f"see what is wrong; the last is {found}",
                     )
             else:
-                for one in cut(found, numbers[slot.dataset], config.gt_sampling.min_points, tuple(dtypes)):
+                for one in found:
                     counts[one.class_number] += 1
                     write(one)
             if on_progress is not None:
@@ -164,19 +176,44 @@ def _dtypes(mixture: Mixture, config: DataConfig) -> dict[str, np.dtype[Any]]:
     return result
 
 
-def _frames(chain: Chain, places: pa.Table) -> Iterator[tuple[Slot, Sample | DataError]]:
-    """Iterate over the frames of some places, or what is wrong with those that may be left out.
+def _cut_all(
+    chain: Chain, places: pa.Table, cut_frame: Callable[[Sample], list[GtObject]]
+) -> Generator[tuple[Slot, list[GtObject] | DataError], None, None]:
+    """Iterate over the objects of the frames of some places, in order, or what is wrong with those to be left out.
+
+    Threads read ahead: what they do runs outside of Python's lock for the most part, and a store answers several.
 
     Raises:
         DataError: If a frame cannot be read and is not to be left out, or the store fails.
     """
+    free: SimpleQueue[list[ShardReader]] = SimpleQueue()
     with ExitStack() as stack:
-        readers = [ShardReader(one.uri) for one in chain.datasets]
-        for reader in readers:
-            stack.callback(reader.close)
-        for start in range(0, places.num_rows, _PLACES_AT_ONCE):
-            for slot in slots(places.slice(start, _PLACES_AT_ONCE)):
-                yield slot, _frame(chain, slot, readers[slot.dataset])
+        for _ in range(_THREADS):
+            readers = [ShardReader(one.uri) for one in chain.datasets]
+            for reader in readers:
+                stack.callback(reader.close)
+            free.put(readers)
+
+        def work(start: int) -> list[tuple[Slot, list[GtObject] | DataError]]:
+            readers = free.get()
+            try:
+                result: list[tuple[Slot, list[GtObject] | DataError]] = []
+                for slot in slots(places.slice(start, _FRAMES_AT_ONCE)):
+                    found = _frame(chain, slot, readers[slot.dataset])
+                    result.append((slot, found if isinstance(found, DataError) else cut_frame(found)))
+                return result
+            finally:
+                free.put(readers)
+
+        pool = ThreadPoolExecutor(_THREADS)
+        stack.callback(pool.shutdown, cancel_futures=True)
+        running: deque[Future[list[tuple[Slot, list[GtObject] | DataError]]]] = deque()
+        for start in range(0, places.num_rows, _FRAMES_AT_ONCE):
+            running.append(pool.submit(work, start))
+            if len(running) > _THREADS:
+                yield from running.popleft().result()
+        while running:
+            yield from running.popleft().result()
 
 
 def _frame(chain: Chain, slot: Slot, reader: ShardReader) -> Sample | DataError:

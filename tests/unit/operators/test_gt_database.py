@@ -205,6 +205,20 @@ def test_a_bad_frame_ends_it_or_is_told(broken, tmp_path):
         build(broken, tmp_path / "c", replace(skip, max_skipped=0.1))
 
 
+def test_threads_change_neither_the_order_nor_what_is_told(street, broken, tmp_path, monkeypatch):
+    build(street, tmp_path / "one")
+    monkeypatch.setattr(gt_database, "_FRAMES_AT_ONCE", 1)
+    monkeypatch.setattr(gt_database, "_THREADS", 3)
+    build(street, tmp_path / "three")
+    for name in ("objects.arrow", "database.json"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "three" / name).read_bytes()
+    with pytest.raises(DataError, match="ring has 1 bytes"):
+        build(broken, tmp_path / "broken")
+    assert not any((tmp_path / "broken").iterdir())
+    made, _ = build(broken, tmp_path / "broken", replace(CONFIG, on_bad_frame="skip"))
+    assert list(made.skipped) == ["b/001"]
+
+
 def test_one_in_a_store_is_copied_once(street, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     uri = "memory://objects-of-a-run/gt"
