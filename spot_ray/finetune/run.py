@@ -11,10 +11,11 @@ import torch
 from spot_ray.config.load import from_json, to_json
 from spot_ray.errors import ConfigError
 from spot_ray.evaluate.benchmark import Scores
+from spot_ray.evaluate.score_files import annotated_frames
 from spot_ray.finetune.config import DetectionConfig
 from spot_ray.finetune.detection import DetectionTask
 from spot_ray.finetune.predict import load_detector
-from spot_ray.finetune.score import score_loaded, scored_frames, split_subset, splits_of
+from spot_ray.finetune.score import score_loaded, split_subset, splits_of
 from spot_ray.operators.mixture import DataSource, Sources, as_sources
 from spot_ray.schema.subset import Subset
 from spot_ray.storage import uri as uris
@@ -181,7 +182,7 @@ def score_run(
     """
     loaded = load_detector(out, device)
     dataset = open_dataset(validation.uri)
-    frames = scored_frames(dataset, subset=validation.subset, split=validation.split)
+    frames = annotated_frames(dataset, subset=validation.subset, split=validation.split)
     scores = score_loaded(loaded, dataset, frames, on_frame=on_frame)
     seen = set()
     for source in as_sources(trained_on) if trained_on else ():

@@ -6,16 +6,15 @@ from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow.compute as pc
 import torch
 
-from spot_ray.errors import DataError
 from spot_ray.evaluate.benchmark import Scores
 from spot_ray.evaluate.benchmarks import find_benchmark
+from spot_ray.evaluate.score_files import annotated_frames
 from spot_ray.finetune.predict import LoadedDetector, load_detector, predict_boxes
 from spot_ray.schema.subset import Subset
 from spot_ray.storage.dataset import Dataset, open_dataset
-from spot_ray.storage.subset import draw_subset, frames_of
+from spot_ray.storage.subset import draw_subset
 
 VAL = "val"
 """The official split that is scored where none is named."""
@@ -49,7 +48,7 @@ def score_detector(
     """
     loaded = load_detector(checkpoint, device)
     dataset = open_dataset(data)
-    frames = scored_frames(dataset, subset=subset, split=split)
+    frames = annotated_frames(dataset, split=split, subset=subset)
     return score_loaded(loaded, dataset, frames, metric=metric, on_frame=on_frame)
 
 
@@ -71,28 +70,6 @@ def score_loaded(
         if on_frame is not None:
             on_frame(number, len(indices))
     return benchmark.score(truth, benchmark.from_detections(dataset, indices, found))
-
-
-def scored_frames(dataset: Dataset, *, subset: Subset | None, split: str | None) -> npt.NDArray[np.int64]:
-    """Return the ascending indices of the annotated key frames of a subset and split.
-
-    Raises:
-        DataError: If the dataset lacks a part of the subset or has no such split, or nothing is annotated.
-    """
-    frames = frames_of(dataset, subset)
-    if split is not None:
-        frames = np.intersect1d(frames, frames_of(dataset, split_subset(dataset, split)))
-    rows = dataset.manifest.take(frames)
-    annotated = pc.and_(rows.column("keyframe"), pc.is_valid(rows.column("class_box_counts")))
-    frames = frames[annotated.to_numpy()]
-    if not len(frames):
-        raise DataError(
-            "no frame is annotated with boxes",
-            where=dataset.uri,
-            expected="annotated key frames",
-            remedy="name another split or subset; what has no truth can be predicted and written, but not scored",
-        )
-    return frames
 
 
 def split_subset(dataset: Dataset, split: str) -> Subset:

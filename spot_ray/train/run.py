@@ -17,6 +17,7 @@ from spot_ray.errors import ConfigError, DataError, StoreError
 from spot_ray.models.backbone import BevNetwork
 from spot_ray.operators.chain import build_chain
 from spot_ray.operators.features import columns_of, point_features
+from spot_ray.operators.gt_database import build_gt_database
 from spot_ray.operators.mixture import DataSource, Member, Mixture, Sources, as_sources, common_grid, open_mixture
 from spot_ray.operators.plan import Planner, select_frames
 from spot_ray.schema.subset import Subset
@@ -225,8 +226,6 @@ def prepare_data(run: Run) -> None:
     """
     data = run.config.data
     if data.gt_sampling.classes:
-        from spot_ray.operators.gt_database import build_gt_database
-
         build_gt_database(run.open_mixture(), data, uris.join(run.out, GT_DATABASE))
 
 

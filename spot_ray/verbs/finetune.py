@@ -128,8 +128,9 @@ def _run(
 
 def _validation(options: argparse.Namespace, data: tuple[DataSource, ...]) -> Validation | None:
     """Return what to score on; None: nothing is named, and there is no split `val`."""
+    from spot_ray.evaluate.score_files import annotated_frames
     from spot_ray.finetune.run import Validation
-    from spot_ray.finetune.score import VAL, scored_frames, splits_of
+    from spot_ray.finetune.score import VAL, splits_of
     from spot_ray.storage.dataset import open_dataset
 
     uri = options.val_data or data[0].uri
@@ -141,5 +142,5 @@ def _validation(options: argparse.Namespace, data: tuple[DataSource, ...]) -> Va
         elif options.val_data is None:
             return None
     # What is wrong with it shows now, not after the training.
-    scored_frames(open_dataset(uri), subset=subset, split=split)
+    annotated_frames(open_dataset(uri), subset=subset, split=split)
     return Validation(uri, subset, split)
