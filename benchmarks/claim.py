@@ -81,7 +81,7 @@ class Size:
 
 SIZES = {
     "smoke": Size(1, 4, 1, 5, 1, 1, 1),
-    "small": Size(20, 20, 2, 40, 16, 25, 10),
+    "small": Size(20, 20, 2, 40, 16, 25, 20),
     "large": Size(80, 20, 4, 100, 40, 60, 30),
 }
 """`smoke` tells only whether everything runs; `small` is for two cores, `large` for a GPU."""
