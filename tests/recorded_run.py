@@ -179,14 +179,14 @@ def recorded(number: dict[tuple[int, Key], int], kills: dict[int, tuple[int, flo
 
     def work(options: dict[str, Any]) -> dict[str, Any]:
         from spot_ray.train.learner import Learner
-        from spot_ray.train.run import Run
+        from spot_ray.train.pretraining import PretrainTask
 
-        build, train_step = Run.build_model, Learner.train_step
+        build, train_step = PretrainTask.build_model, Learner.train_step
         steps_by_epoch = options["orders"].run.record.steps_by_epoch
         rank = ray.train.get_context().get_world_rank()
 
-        def build_model(run, sparse=None):
-            model = build(run, sparse)
+        def build_model(task, sparse=None):
+            model = build(task, sparse)
             model.register_buffer("consumed", torch.zeros(len(number), dtype=torch.int64))
             return model
 
@@ -209,11 +209,11 @@ def recorded(number: dict[tuple[int, Key], int], kills: dict[int, tuple[int, flo
             learner.model.consumed += used
             return result
 
-        Run.build_model, Learner.train_step = build_model, recording_step
+        PretrainTask.build_model, Learner.train_step = build_model, recording_step
         try:
             return UNRECORDED(options)
         finally:  # the process of a worker whose neighbour died may work on
-            Run.build_model, Learner.train_step = build, train_step
+            PretrainTask.build_model, Learner.train_step = build, train_step
 
     return work
 

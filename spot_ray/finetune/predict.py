@@ -15,10 +15,8 @@ from spot_ray.finetune.config import DetectionConfig
 from spot_ray.finetune.detection import DETECTION, DetectorDescription
 from spot_ray.models.detection.boxes import FoundBoxes
 from spot_ray.models.detection.detector import Detector, build_detector
-from spot_ray.operators.camera_view import points_in_view
-from spot_ray.operators.config import CameraViewConfig
 from spot_ray.operators.features import check_features, point_features
-from spot_ray.operators.frame import Frame, input_columns, read_frames
+from spot_ray.operators.frame import input_columns, read_frames
 from spot_ray.schema.detections import Detections
 from spot_ray.schema.sweep import Sweep
 from spot_ray.storage.dataset import Dataset
@@ -92,22 +90,18 @@ def predict_boxes(
     data, features = loaded.config.data, loaded.description.features
     check_features(features, dataset.info)
     columns = input_columns(features, dataset.info, merge=data.merge, deskew=data.deskew)
-    read = read_frames(dataset, frames, columns, merge=data.merge, deskew=data.deskew)
+    read = read_frames(dataset, frames, columns, merge=data.merge, deskew=data.deskew, camera_view=data.camera_view)
     device = next(loaded.model.parameters()).device
     while batch := list(islice(read, batch_size)):
-        clouds = [_cloud(frame, data.camera_view, features, dataset) for frame in batch]
+        clouds = [
+            point_features(frame.merged, features, dataset.info.rig, time_lag_s=frame.time_lag_s) for frame in batch
+        ]
         points = torch.from_numpy(np.concatenate(clouds)).to(device)
         offsets = torch.from_numpy(np.cumsum([0, *map(len, clouds)], dtype=np.int64)).to(device)
         with torch.inference_mode():
             found = loaded.model.detect(points, offsets)
         for frame, boxes in zip(batch, found, strict=True):
             yield frame.own, _detections(boxes, number_of_class)
-
-
-def _cloud(frame: Frame, view: CameraViewConfig, features: Sequence[str], dataset: Dataset) -> npt.NDArray[np.float32]:
-    rig = dataset.info.rig
-    cloud = point_features(frame.merged, features, rig, time_lag_s=frame.time_lag_s)
-    return cloud[points_in_view(frame.merged, rig, view)] if view.enabled else cloud
 
 
 def _numbers(loaded: LoadedDetector, dataset: Dataset) -> npt.NDArray[np.uint8]:

@@ -247,6 +247,7 @@ def _tiny(
             encoder=tiny.model.encoder,
             bev=tiny.model.bev,
         ),
+        loss=replace(base.loss, box_weight=2.0),
         optimiser=replace(base.optimiser, lr=0.003),
         train=TrainConfig(
             epochs=epochs, global_batch_size=2, micro_batch_size=2, checkpoint_every_steps=200, log_every_steps=10
@@ -266,7 +267,7 @@ def nuscenes_second_tiny() -> DetectionConfig:
 
 def nuscenes_centerpoint_tiny() -> DetectionConfig:
     """Return `nuscenes-centerpoint` for two CPU cores; see :func:`_tiny`."""
-    return _tiny(nuscenes_centerpoint(), range_m=_range(51.2, 0.0, 0.0), epochs=60)
+    return _tiny(nuscenes_centerpoint(), range_m=_range(51.2, 0.0, 0.0), epochs=100)
 
 
 def once_second_tiny() -> DetectionConfig:

@@ -14,10 +14,13 @@ from typing import Any, Literal
 from spot_ray.config.compare import differing_fields
 from spot_ray.config.load import from_json, to_json
 from spot_ray.errors import ConfigError, DataError, StoreError
+from spot_ray.geometry.grid import VoxelGrid
 from spot_ray.models.backbone import BevNetwork
 from spot_ray.operators.chain import build_chain
+from spot_ray.operators.config import DataConfig, GtSamplingConfig
 from spot_ray.operators.features import columns_of, point_features
 from spot_ray.operators.gt_database import build_gt_database
+from spot_ray.operators.gt_sampling import class_ids_of
 from spot_ray.operators.mixture import DataSource, Member, Mixture, Sources, as_sources, common_grid, open_mixture
 from spot_ray.operators.plan import Planner, select_frames
 from spot_ray.schema.subset import Subset
@@ -173,7 +176,7 @@ def prepare_run(
     learned = task.of(config, mixture)
     init = _initial(init, before, out)
     train = config.train
-    build_chain(mixture, config.data, learned.grid or common_grid(mixture), seed=train.seed, epoch=0)
+    _check_data(mixture, config.data, learned.grid)
     planner = Planner(mixture, config.data, seed=train.seed, global_batch_size=train.global_batch_size)
     for member in mixture.members:
         _check_first_frame(member, config)
@@ -253,6 +256,14 @@ def _recorded(out: str, task: type[AnyTask]) -> RunRecord:
             remedy="name that run's own verb, or start a new run in another --out",
         )
     return record
+
+
+def _check_data(mixture: Mixture, data: DataConfig, grid: VoxelGrid | None) -> None:
+    """Check that the operators fit the datasets; objects to paste are made after that, of the run's own frames."""
+    if data.gt_sampling.classes:
+        class_ids_of(data, mixture)
+        data = dataclasses.replace(data, gt_sampling=GtSamplingConfig())
+    build_chain(mixture, data, grid or common_grid(mixture), seed=0, epoch=0)
 
 
 def _check_first_frame(member: Member, config: RunConfig) -> None:
