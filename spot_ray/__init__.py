@@ -11,13 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from spot_ray.errors import SpotRayError as SpotRayError
+    from spot_ray.finetune.predict import load_detector as load_detector
+    from spot_ray.finetune.predict import predict_boxes as predict_boxes
     from spot_ray.operators.collate import to_openpcdet as to_openpcdet
     from spot_ray.operators.collate import to_pointcept as to_pointcept
     from spot_ray.operators.config import DataConfig as DataConfig
     from spot_ray.operators.mixture import DataSource as DataSource
+    from spot_ray.recipes.detection import detection_recipe as detection_recipe
     from spot_ray.recipes.pretraining import pretraining_recipe as pretraining_recipe
     from spot_ray.schema.dataset import DatasetInfo as DatasetInfo
     from spot_ray.schema.dataset import ExtraColumn as ExtraColumn
+    from spot_ray.schema.detections import Detections as Detections
     from spot_ray.schema.sensors import LidarSpec as LidarSpec
     from spot_ray.schema.subset import Subset as Subset
     from spot_ray.schema.sweep import Boxes as Boxes
@@ -44,6 +48,7 @@ _HOMES = {
     "DataSource": "operators.mixture",
     "DatasetInfo": "schema.dataset",
     "DatasetWriter": "storage.dataset",
+    "Detections": "schema.detections",
     "ExtraColumn": "schema.dataset",
     "LidarSpec": "schema.sensors",
     "PAPER_TAXONOMY": "schema.taxonomy",
@@ -53,12 +58,15 @@ _HOMES = {
     "Subset": "schema.subset",
     "Sweep": "schema.sweep",
     "Taxonomy": "schema.taxonomy",
+    "detection_recipe": "recipes.detection",
     "draw_subset": "storage.subset",
     "export": "train.export",
     "load_description": "storage.toml_description",
+    "load_detector": "finetune.predict",
     "load_encoder": "train.api",
     "open_dataset": "storage.dataset",
     "open_occupancy": "storage.occupancy",
+    "predict_boxes": "finetune.predict",
     "pretraining_recipe": "recipes.pretraining",
     "read_subset": "storage.subset",
     "stream": "train.api",

@@ -10,7 +10,7 @@ from spot_ray.operators.config import DataConfig
 from spot_ray.operators.loader import BatchStream
 from spot_ray.operators.mixture import Sources
 from spot_ray.storage.cache import CacheConfig
-from spot_ray.train.config import PretrainConfig
+from spot_ray.train.config import PretrainConfig, RunConfig
 
 if TYPE_CHECKING:
     from spot_ray.models.encoder import SparseEncoder
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def stream(
     data: Sources,
-    recipe: PretrainConfig | DataConfig,
+    recipe: RunConfig | DataConfig,
     *,
     seed: int,
     rank: int = 0,
@@ -37,7 +37,7 @@ def stream(
     Args:
         data: The dataset, or several; labelled, unless the recipe names no labels (`labels=None`).
         recipe: The run whose features, labels, balancing, re-sampling, augmentation, grid and batch size count, e.g.
-            `spot_ray.pretraining_recipe("spot-waymo")`; or the data plane alone.
+            `spot_ray.pretraining_recipe("spot-waymo")` or `detection_recipe("kitti-second")`; or the data plane alone.
         seed: Seed of order and augmentation.
         rank: This worker.
         world_size: Number of workers; the union over them is the same at any number.
@@ -60,6 +60,7 @@ def stream(
     """
     if isinstance(recipe, PretrainConfig):
         grid = recipe.grid if grid is None else grid
+    if isinstance(recipe, RunConfig):
         global_batch_size = recipe.train.global_batch_size if global_batch_size is None else global_batch_size
         recipe = recipe.data
     if global_batch_size is None:
