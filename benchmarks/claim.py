@@ -18,6 +18,7 @@ The report, `claim/report.json`, has a row of `experiments` each, with the mean,
 scores of `scratch` and `pretrained`, and their paired differences. Of three seeds the interval is wide: see
 `claim_report.py`. `benchmarks/claim_controls.py` adds what a gain must be held against.
 
+At its default size it takes some 40 minutes on two cores (4,400 seconds of CPU time by the cost of its single stages).
 Every stage that is done is kept in the work folder; a second call goes on. To keep a report, copy it, dated:
 
     cp claim/report.json benchmarks/results/claim-<date>-<device>.json
