@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from spot_ray.config.load import suggestion
 from spot_ray.errors import ConfigError
@@ -100,7 +101,11 @@ class DetectionTask(Task[DetectionConfig, DetectorDescription]):
 
     def build_model(self, sparse: SparseBackEnd | None = None) -> Detector:
         """See :class:`~spot_ray.train.task.Task`."""
-        return build_detector(self.config.model, num_features=len(self.description.features), sparse=sparse)
+        model = build_detector(self.config.model, num_features=len(self.description.features), sparse=sparse)
+        for module in model.modules():
+            if isinstance(module, _BatchNorm):
+                module.momentum = self.config.transfer.batch_norm_momentum
+        return model
 
     def load_init(self, model: BevNetwork, uri: str) -> LoadReport:
         """Take over the encoders of a checkpoint, and the head of one that detects the same classes.

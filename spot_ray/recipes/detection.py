@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from spot_ray.finetune.config import DetectionConfig
+from spot_ray.finetune.config import DetectionConfig, TransferConfig
 from spot_ray.losses.config import AnchorLossConfig, CenterLossConfig
 from spot_ray.models.config import VoxelConfig
 from spot_ray.models.detection.config import (
@@ -249,6 +249,7 @@ def _tiny(
         ),
         loss=replace(base.loss, box_weight=2.0),
         optimiser=replace(base.optimiser, lr=0.003),
+        transfer=TransferConfig(batch_norm_momentum=0.1),
         train=TrainConfig(
             epochs=epochs, global_batch_size=2, micro_batch_size=2, checkpoint_every_steps=200, log_every_steps=10
         ),

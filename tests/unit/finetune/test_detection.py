@@ -222,3 +222,13 @@ def test_the_encoders_have_a_learning_rate_of_their_own(city: ModuleType, data: 
         assert rate[id(parameter)] == pytest.approx(0.02 if name.startswith("head.") else 0.002)
     in_order = [p for group in optimiser.param_groups for p in group["params"]]
     assert all(a is b for a, b in zip(in_order, model.parameters(), strict=True))
+
+
+def test_statistics_follow_the_momentum_that_is_asked_for(city: ModuleType, data: str) -> None:
+    from torch.nn.modules.batchnorm import _BatchNorm
+
+    task = task_of(dataclasses.replace(city.CENTER, transfer=TransferConfig(batch_norm_momentum=0.25)), data)
+    norms = [module for module in task.build_model().modules() if isinstance(module, _BatchNorm)]
+    assert {module.momentum for module in norms} == {0.25}
+    with pytest.raises(ConfigError, match="batch_norm_momentum is 0"):
+        TransferConfig(batch_norm_momentum=0.0)
