@@ -38,7 +38,7 @@ from claim_data import detection_city, pretraining_city
 from claim_report import experiment, provenance, table, write_report
 from claim_stages import Result, Stage, run_stages
 
-from spot_ray.finetune.config import DetectionConfig
+from spot_ray.finetune.config import DetectionConfig, TransferConfig
 from spot_ray.models.detection.config import AnchorHeadConfig, class_groups
 from spot_ray.operators.config import BeamConfig, CameraViewConfig
 from spot_ray.operators.mixture import DataSource
@@ -128,10 +128,8 @@ def pretraining_config(size: Size, seed: int) -> PretrainConfig:
 def detection_config(task: Task, size: Size, seed: int) -> DetectionConfig:
     """Return a task's recipe for its city.
 
-    It has the range of `spot-tiny`, all around, the augmentation of its full-size form, and of the classes those that
-    the city has. CenterPoint's maps are as coarse as SECOND's, at a quarter of the cost. A step is one frame: running
-    statistics of batch norm forget a hundredth a step, and after half as many steps those of a network from scratch
-    would still be in part what they began with.
+    It has the range of `spot-tiny`, all around, augmentation and loss of its full-size form, and of the classes those
+    that the city has. A step is one frame; batch norm's statistics are those of some fifty.
     """
     base = detection_recipe(task.recipe)
     full = detection_recipe(task.recipe.removesuffix("-tiny"))
@@ -140,13 +138,13 @@ def detection_config(task: Task, size: Size, seed: int) -> DetectionConfig:
     head = dataclasses.replace(base.model.head, groups=tuple(", ".join(part) for part in parts if part))
     if isinstance(head, AnchorHeadConfig):
         head = dataclasses.replace(head, anchors=tuple(anchor for anchor in head.anchors if anchor.name in classes))
-    else:
-        head = dataclasses.replace(head, upsample=1)
     epochs = size.nuscenes_epochs if task.preset == "nuscenes" else size.kitti_epochs
     return dataclasses.replace(
         base,
         data=dataclasses.replace(base.data, camera_view=CameraViewConfig(), augment=full.data.augment),
         model=dataclasses.replace(base.model, head=head, voxel=pretraining_recipe("spot-tiny").model.voxel),
+        loss=full.loss,
+        transfer=TransferConfig(batch_norm_momentum=0.02),
         train=dataclasses.replace(
             base.train, epochs=epochs, seed=seed, global_batch_size=1, checkpoint_every_steps=NEVER
         ),
