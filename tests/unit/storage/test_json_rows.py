@@ -32,7 +32,7 @@ def test_columns_hold_what_json_reads(monkeypatch: pytest.MonkeyPatch, chunk: in
     monkeypatch.setattr(json_rows, "CHUNK_BYTES", chunk)
     rows = [
         {"name": name, "xyz": [0.1 * i, -1e-300, 1 / 3 + i], "count": i if i % 3 else None}
-        for i, name in enumerate(["a", 'b"]}', "c\\", "d\\\"},{", "é\n", "[{", ""])
+        for i, name in enumerate(["a", 'b"]}', "c\\", 'd\\"},{', "é\n", "[{", ""])
     ]
     assert read(json.dumps(rows, indent=indent)) == rows
 
