@@ -348,7 +348,9 @@ def failures_told(doing: str, uri: str) -> Iterator[None]:
 
 
 def _number_of(error: OSError) -> int | None:
-    # Clients of object stores give no number.
+    # Clients of object stores give no number, and Arrow none of a folder that is read as a file.
+    if error.errno is None and str(error).endswith("is a directory"):
+        return errno.EISDIR
     return error.errno or next((number for kind, number in _KINDS.items() if isinstance(error, kind)), None)
 
 

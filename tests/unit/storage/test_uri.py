@@ -92,3 +92,8 @@ def test_files_in_memory_are_read_written_listed_and_removed() -> None:
         uris.read_bytes(f"{root}/a/z.bin")
     uris.remove_tree(f"{root}/a")
     assert not uris.exists(f"{root}/a/x.bin")
+
+
+def test_a_folder_that_is_read_as_a_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="cannot read the file: is a directory\n.*where: "):
+        uris.read_bytes(str(tmp_path))
