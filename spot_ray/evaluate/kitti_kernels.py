@@ -13,13 +13,11 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
+from spot_ray.evaluate.hits import COUNTED, OTHER
 from spot_ray.geometry.rotated_iou import clip_scratch, rectangles_share
 
 IMAGE, GROUND, SPACE = 0, 1, 2
 """Columns of overlaps: in the image, on the ground plane, in space."""
-
-COUNTED, IGNORED, OTHER = 0, 1, -1
-"""What a box is to a class and a level: counted; neither a hit nor a miss; none of its business."""
 
 Float = npt.NDArray[np.float64]
 Int = npt.NDArray[np.int64]
@@ -110,46 +108,6 @@ def overlapping_pairs(
                 count += 1
             first[i + 1] = count
     return first, member[:count], over_union[:count], in_region
-
-
-@numba.njit(cache=True, nogil=True)
-def scores_of_hits(
-    first: Int, member: Int, overlap: Float, least: float, truth_flags: Flags, found_flags: Flags, scores: Float
-) -> Float:
-    """Return the scores of the detections that hit a truth, where each truth takes the one with the highest score.
-
-    Args:
-        first: (T + 1,) first pair of each truth.
-        member: (P,) detection of each pair.
-        overlap: (P,) how far they overlap.
-        least: A pair has to overlap more than so.
-        truth_flags: (T,) what each truth is.
-        found_flags: (D,) what each detection is.
-        scores: (D,) scores.
-
-    Returns:
-        (hits,) float64, in the order of the truths.
-    """
-    taken = np.zeros(len(scores), np.bool_)
-    hits = np.empty(len(truth_flags))
-    count = 0
-    for i in range(len(truth_flags)):
-        if truth_flags[i] == OTHER:
-            continue
-        best = -1
-        for e in range(first[i], first[i + 1]):
-            j = member[e]
-            if found_flags[j] == OTHER or taken[j] or not overlap[e] > least:
-                continue
-            if best < 0 or scores[j] > scores[best]:
-                best = j
-        if best < 0:
-            continue
-        taken[best] = True
-        if truth_flags[i] == COUNTED and found_flags[best] == COUNTED:
-            hits[count] = scores[best]
-            count += 1
-    return hits[:count]
 
 
 @numba.njit(cache=True, nogil=True)

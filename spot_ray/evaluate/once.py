@@ -34,6 +34,7 @@ import numpy as np
 import numpy.typing as npt
 
 from spot_ray.errors import DataError
+from spot_ray.evaluate.hits import COUNTED, IGNORED, OTHER, scores_of_hits
 from spot_ray.geometry.rotated_iou import iou_3d
 
 SUPERCLASSES = ("Vehicle", "Pedestrian", "Cyclist")
@@ -52,7 +53,6 @@ Variant = Literal["official", "corrected"]
 Float = npt.NDArray[np.float64]
 Int = npt.NDArray[np.int64]
 
-_OTHER, _COUNTED, _IGNORED = -1, 0, 1
 _RECALL_EPS = 1e-6
 
 
@@ -131,7 +131,7 @@ def once_ap(truth: Sequence[OnceBoxes], predictions: Sequence[OnceBoxes], *, var
         for r in range(len(RANGES)):
             true_flag = _flags(true_class == c, true_range[r])
             found_flag = _flags(found_class == c, found_range[r])
-            num_truth[c, r] = np.count_nonzero(true_flag == _COUNTED)
+            num_truth[c, r] = np.count_nonzero(true_flag == COUNTED)
             ap[c, r] = _average_precision(pairs, true_flag, found_flag, scores, MIN_IOU[c], int(num_truth[c, r]))
     return OnceAp(ap, num_truth)
 
@@ -192,7 +192,7 @@ def _class_and_ranges(frames: Sequence[OnceBoxes]) -> tuple[Int, npt.NDArray[np.
 
 
 def _flags(is_class: npt.NDArray[np.bool_], in_range: npt.NDArray[np.bool_]) -> npt.NDArray[np.int8]:
-    return np.where(in_range, np.where(is_class, _COUNTED, _OTHER), _IGNORED).astype(np.int8)
+    return np.where(in_range, np.where(is_class, COUNTED, OTHER), IGNORED).astype(np.int8)
 
 
 def _average_precision(
@@ -203,14 +203,14 @@ def _average_precision(
     min_iou: float,
     num_truth: int,
 ) -> float:
-    matched = _match_by_score(pairs.first, pairs.found, pairs.iou, true_flag, found_flag, scores, min_iou)
+    matched = scores_of_hits(pairs.first, pairs.found, pairs.iou, true_flag, found_flag, scores, min_iou)
     thresholds = _thresholds(np.sort(matched)[::-1], num_truth)
     if not len(thresholds):
         return 0.0
     levels, place = np.unique(thresholds, return_inverse=True)
     counts = _match_by_iou(pairs.first, pairs.found, pairs.iou, true_flag, found_flag, scores, min_iou, levels)
     hits, taken = counts[:, 0], counts[:, 1]
-    ascending = np.sort(scores[found_flag == _COUNTED])
+    ascending = np.sort(scores[found_flag == COUNTED])
     false_alarms = len(ascending) - np.searchsorted(ascending, levels) - taken
     # Where ignored boxes took all that reached the threshold, the official code divides zero by zero.
     precision = (hits / np.maximum(hits + false_alarms, 1))[place]
@@ -242,38 +242,6 @@ def _thresholds(falling: Float, num_truth: int) -> Float:
 
 
 @numba.njit(cache=True, nogil=True)
-def _match_by_score(
-    first: Int,
-    pair_found: Int,
-    pair_iou: Float,
-    true_flag: npt.NDArray[np.int8],
-    found_flag: npt.NDArray[np.int8],
-    scores: Float,
-    min_iou: float,
-) -> Float:
-    """Return the scores of the found boxes that are matched, every true box taking the free one of highest score."""
-    taken = np.zeros(len(scores), np.bool_)
-    result = np.empty(len(true_flag))
-    count = 0
-    for i in range(len(true_flag)):
-        if true_flag[i] == _OTHER:
-            continue
-        best = -1
-        for k in range(first[i], first[i + 1]):
-            j = pair_found[k]
-            if found_flag[j] == _OTHER or taken[j] or not pair_iou[k] > min_iou:
-                continue
-            if best < 0 or scores[j] > scores[best]:
-                best = j
-        if best >= 0:
-            taken[best] = True
-            if true_flag[i] == _COUNTED and found_flag[best] == _COUNTED:
-                result[count] = scores[best]
-                count += 1
-    return result[:count]
-
-
-@numba.njit(cache=True, nogil=True)
 def _match_by_iou(
     first: Int,
     pair_found: Int,
@@ -289,23 +257,23 @@ def _match_by_iou(
     result = np.zeros((len(levels), 2), np.int64)
     for t in range(len(levels)):
         for i in range(len(true_flag)):
-            if true_flag[i] == _OTHER:
+            if true_flag[i] == OTHER:
                 continue
             best = -1
             best_iou = 0.0
             for k in range(first[i], first[i + 1]):
                 j = pair_found[k]
-                if found_flag[j] == _OTHER or taken_at[j] == t or scores[j] < levels[t] or not pair_iou[k] > min_iou:
+                if found_flag[j] == OTHER or taken_at[j] == t or scores[j] < levels[t] or not pair_iou[k] > min_iou:
                     continue
-                if found_flag[j] == _COUNTED:
+                if found_flag[j] == COUNTED:
                     if pair_iou[k] > best_iou:
                         best, best_iou = j, pair_iou[k]
                 elif best < 0:
                     best = j
             if best >= 0:
                 taken_at[best] = t
-                if found_flag[best] == _COUNTED:
+                if found_flag[best] == COUNTED:
                     result[t, 1] += 1
-                    if true_flag[i] == _COUNTED:
+                    if true_flag[i] == COUNTED:
                         result[t, 0] += 1
     return result
