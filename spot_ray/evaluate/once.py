@@ -203,7 +203,7 @@ def _average_precision(
     min_iou: float,
     num_truth: int,
 ) -> float:
-    matched = scores_of_hits(pairs.first, pairs.found, pairs.iou, true_flag, found_flag, scores, min_iou)
+    matched = scores_of_hits(pairs.first, pairs.found, pairs.iou, min_iou, true_flag, found_flag, scores)
     thresholds = _thresholds(np.sort(matched)[::-1], num_truth)
     if not len(thresholds):
         return 0.0
