@@ -15,7 +15,7 @@ from spot_ray.evaluate.score_files import annotated_frames
 from spot_ray.finetune.config import DetectionConfig
 from spot_ray.finetune.detection import DetectionTask
 from spot_ray.finetune.predict import load_detector
-from spot_ray.finetune.score import score_loaded, split_subset, splits_of
+from spot_ray.finetune.score import Finder, OnFrame, find_here, score_loaded, split_subset, splits_of
 from spot_ray.operators.mixture import DataSource, Sources, as_sources
 from spot_ray.schema.subset import Subset
 from spot_ray.storage import uri as uris
@@ -166,7 +166,8 @@ def score_run(
     *,
     trained_on: Sources = (),
     device: torch.device | str = "cpu",
-    on_frame: Callable[[int, int], None] | None = None,
+    find: Finder = find_here,
+    on_frame: OnFrame | None = None,
 ) -> ScoreRecord:
     """Score a run's detector and write the scores into the run's folder.
 
@@ -175,7 +176,8 @@ def score_run(
         validation: What to score on.
         trained_on: The run's datasets with their subsets, to tell how many of the frames it has seen.
         device: Where to predict.
-        on_frame: Called with (frames done, frames in all) after each.
+        find: Finds the boxes: here, or on a cluster.
+        on_frame: Called with (frames done, frames in all) now and then.
 
     Raises:
         SpotRayError: See :func:`~spot_ray.finetune.score.score_detector`.
@@ -183,7 +185,7 @@ def score_run(
     loaded = load_detector(out, device)
     dataset = open_dataset(validation.uri)
     frames = annotated_frames(dataset, subset=validation.subset, split=validation.split)
-    scores = score_loaded(loaded, dataset, frames, on_frame=on_frame)
+    scores = score_loaded(loaded, dataset, frames, find=find, on_frame=on_frame)
     seen = set()
     for source in as_sources(trained_on) if trained_on else ():
         if uris.absolute(source.uri) == uris.absolute(validation.uri):

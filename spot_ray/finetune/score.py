@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -12,12 +12,28 @@ from spot_ray.evaluate.benchmark import Scores
 from spot_ray.evaluate.benchmarks import find_benchmark
 from spot_ray.evaluate.score_files import annotated_frames
 from spot_ray.finetune.predict import LoadedDetector, load_detector, predict_boxes
+from spot_ray.schema.detections import Detections
 from spot_ray.schema.subset import Subset
 from spot_ray.storage.dataset import Dataset, open_dataset
 from spot_ray.storage.subset import draw_subset
 
+OnFrame = Callable[[int, int], None]
+"""Called with (frames done, frames in all)."""
+
+Finder = Callable[[LoadedDetector, Dataset, Sequence[int], OnFrame], list[Detections]]
+"""Finds the boxes in frames of a dataset, wherever it does so."""
+
 VAL = "val"
 """The official split that is scored where none is named."""
+
+
+def find_here(loaded: LoadedDetector, dataset: Dataset, frames: Sequence[int], on_frame: OnFrame) -> list[Detections]:
+    """Find the boxes frame by frame, on the device that the detector is on."""
+    found = []
+    for number, (_, detections) in enumerate(predict_boxes(loaded, dataset, frames), start=1):
+        found.append(detections)
+        on_frame(number, len(frames))
+    return found
 
 
 def score_detector(
@@ -28,7 +44,7 @@ def score_detector(
     split: str | None = None,
     device: torch.device | str = "cpu",
     metric: str | None = None,
-    on_frame: Callable[[int, int], None] | None = None,
+    on_frame: OnFrame | None = None,
 ) -> Scores:
     """Score a detector on the annotated key frames of a dataset, by the benchmark's official rules.
 
@@ -58,18 +74,28 @@ def score_loaded(
     frames: npt.NDArray[np.int64],
     *,
     metric: str | None = None,
-    on_frame: Callable[[int, int], None] | None = None,
+    find: Finder = find_here,
+    on_frame: OnFrame | None = None,
 ) -> Scores:
-    """Score a loaded detector on frames of a dataset; see :func:`score_detector`."""
+    """Score a loaded detector on frames of a dataset; see :func:`score_detector`.
+
+    Args:
+        loaded: The detector.
+        dataset: The dataset.
+        frames: Indices of the frames.
+        metric: The benchmark, by name; None: that of the detector's recipe.
+        find: Finds the boxes.
+        on_frame: Called with (frames done, frames in all) now and then.
+    """
     benchmark = find_benchmark(metric or loaded.config.benchmark)
     indices = frames.tolist()
     truth = benchmark.dataset_truth(dataset, indices)
-    found = []
-    for number, (_, detections) in enumerate(predict_boxes(loaded, dataset, indices), start=1):
-        found.append(detections)
-        if on_frame is not None:
-            on_frame(number, len(indices))
+    found = find(loaded, dataset, indices, on_frame or _ignore)
     return benchmark.score(truth, benchmark.from_detections(dataset, indices, found))
+
+
+def _ignore(_done: int, _total: int) -> None:
+    pass
 
 
 def split_subset(dataset: Dataset, split: str) -> Subset:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -105,6 +106,9 @@ def _run(
     run: Callable[..., Any], config: Any, asked: dict[str, Any], validation: Validation | None
 ) -> ScoreRecord | None:
     """Fine-tune once and return what is scored; None: nothing is."""
+    import torch
+
+    from spot_ray.finetune.predict_on_ray import finder_on_ray
     from spot_ray.finetune.run import SCORES_FILE, score_run
     from spot_ray.progress import shown_frames
     from spot_ray.train.skipped import SKIPPED_FILE, count_skipped
@@ -120,8 +124,13 @@ def _run(
     if validation is None:
         say("not scored: there is no split `val`; name --val-split, --val-subset or --val-data")
         return None
+    workers = asked["num_workers"]
+    most = max(workers) if isinstance(workers, tuple) else workers
+    where: dict[str, Any] = {"device": "cuda" if torch.cuda.is_available() else "cpu"}
+    if most > 1 or os.environ.get("RAY_ADDRESS"):
+        where = {"find": finder_on_ray(most)}
     with shown_frames("score") as on_frame:
-        record = score_run(out, validation, trained_on=asked["data"], on_frame=on_frame)
+        record = score_run(out, validation, trained_on=asked["data"], on_frame=on_frame, **where)
     say(f"{record}\nscores: {out}/{SCORES_FILE}")
     return record
 

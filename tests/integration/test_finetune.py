@@ -11,9 +11,13 @@ import pytest
 
 from spot_ray.cli import main
 from spot_ray.convert.run import convert
+from spot_ray.errors import ConfigError
 from spot_ray.evaluate.benchmark import Scores
 from spot_ray.evaluate.benchmarks import find_benchmark
+from spot_ray.finetune.predict import load_detector
+from spot_ray.finetune.predict_on_ray import finder_on_ray
 from spot_ray.finetune.run import finetune_here, read_scores
+from spot_ray.finetune.score import score_detector
 from spot_ray.operators.mixture import DataSource
 from spot_ray.recipes.detection import detection_recipe
 from spot_ray.schema.detections import Detections
@@ -68,10 +72,27 @@ def test_a_detector_is_fine_tuned_scored_and_compared_on_the_command_line(
     assert (record.num_frames, record.num_trained_on, record.step) == (6, 3, 4)
     assert f"pre-trained  scratch  difference\n{record.scores.headline}" in text
     assert "of these, 3 were trained on" in text
+    # Two workers found these boxes; one process finds the same.
+    here = score_detector(out, data=city)
+    assert here.figures == record.scores.figures
     # The same frames and draws for both: only the weights that they began with differ.
     losses = [[line["loss"] for line in read_metrics(uri)] for uri in (out, f"{out}/scratch")]
     assert len(losses[0]) == len(losses[1]) == 4
     assert losses[0] != losses[1]
+
+
+def test_an_error_of_a_worker_that_detects_arrives_as_itself(city: str, tmp_path: Path) -> None:
+    config = override(detection_recipe("kitti-second-tiny"), SMALL, "test")
+    out = str(tmp_path / "run")
+    few = dataclasses.replace(config, train=dataclasses.replace(config.train, epochs=1))
+    finetune_here(few, data=city, out=out, init=None)
+    other = str(tmp_path / "nuscenes-city")
+    synthesize(other, preset="nuscenes", num_sequences=1, num_frames=2)
+    find = finder_on_ray(1)
+    with pytest.raises(
+        ConfigError, match="the detector finds 'Car', which the dataset 'synthetic-nuscenes' does not know"
+    ):
+        find(load_detector(out), open_dataset(other), [0, 1], lambda done, total: None)
 
 
 def test_mistakes_on_the_command_line_are_told(city: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
