@@ -49,7 +49,7 @@ from spot_ray.storage.dataset import open_dataset
 from spot_ray.storage.subset import draw_subset
 from spot_ray.synthetic.detection import taxonomy_of
 from spot_ray.train.config import PretrainConfig
-from spot_ray.train.worker import pretrain_here
+from spot_ray.train.here import pretrain_here
 
 CITY = "pretraining-city"
 DATA_SEED = 7

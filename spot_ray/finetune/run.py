@@ -22,9 +22,10 @@ from spot_ray.storage import uri as uris
 from spot_ray.storage.dataset import open_dataset
 from spot_ray.storage.subset import frames_of
 from spot_ray.train.credentials import without_credentials
+from spot_ray.train.here import train_here
 from spot_ray.train.run import Resume
 from spot_ray.train.transfer import LoadReport
-from spot_ray.train.worker import RunResult, train_here
+from spot_ray.train.worker import RunResult
 
 SCORES_FILE = "scores.json"
 """In a run's folder: what its last checkpoint scores."""

@@ -6,6 +6,7 @@ checkpoints (see checkpoint.py) and its figures (see metrics.py).
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from spot_ray.operators.gt_database import build_gt_database
 from spot_ray.operators.gt_sampling import class_ids_of
 from spot_ray.operators.mixture import DataSource, Member, Mixture, Sources, as_sources, common_grid, open_mixture
 from spot_ray.operators.plan import Planner, select_frames
+from spot_ray.progress import shown_frames
 from spot_ray.schema.subset import Subset
 from spot_ray.storage import uri as uris
 from spot_ray.storage.dataset import open_dataset
@@ -221,15 +223,21 @@ def write_run(run: Run) -> None:
     uris.write_bytes(uris.join(run.out, RECORD_FILE), to_json(run.record).encode())
 
 
-def prepare_data(run: Run) -> None:
+def prepare_data(run: Run, *, progress: bool = False) -> None:
     """Make what a run's samples need beside its datasets, in its folder, unless it is there.
+
+    Args:
+        run: The run.
+        progress: Show on standard error how far it is.
 
     Raises:
         DataError: If a frame cannot be read, or the folder not be written.
     """
     data = run.config.data
-    if data.gt_sampling.classes:
-        build_gt_database(run.open_mixture(), data, uris.join(run.out, GT_DATABASE))
+    if not data.gt_sampling.classes:
+        return
+    with shown_frames("cut out objects") if progress else contextlib.nullcontext() as on_progress:
+        build_gt_database(run.open_mixture(), data, uris.join(run.out, GT_DATABASE), on_progress=on_progress)
 
 
 def _recorded(out: str, task: type[AnyTask]) -> RunRecord:

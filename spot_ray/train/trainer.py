@@ -190,7 +190,7 @@ def train_on_ray(
     )
     with hold(run.out) as lease, contextlib.ExitStack() as stack:
         write_run(run)
-        prepare_data(run)
+        prepare_data(run, progress=progress)
         started_here = stack.enter_context(ray_session(spare_cpus=most))
         gpu = _choose_gpu(use_gpu, fewest)
         _check_cpus(fewest)

@@ -26,9 +26,9 @@ from spot_ray.errors import ConfigError, TrainingError
 from spot_ray.operators.mixture import DataSource
 from spot_ray.train import trainer
 from spot_ray.train.config import PretrainConfig
+from spot_ray.train.here import pretrain_here
 from spot_ray.train.metrics_writer import read_metrics
 from spot_ray.train.trainer import pretrain
-from spot_ray.train.worker import pretrain_here
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning")  # Ray's own settings
 

@@ -19,7 +19,7 @@ from spot_ray.occupancy.config import LabelConfig
 from spot_ray.occupancy.run import label_in_process
 from spot_ray.recipes.pretraining import pretraining_recipe
 from spot_ray.train.checkpoint import load_model
-from spot_ray.train.worker import pretrain_here
+from spot_ray.train.here import pretrain_here
 
 FLEET = Path(__file__).parents[1] / "fleet"
 SCRIPT = FLEET / "logs.py"

@@ -13,9 +13,9 @@ from spot_ray.models.config import BevConfig, DecoderConfig, EncoderConfig, Voxe
 from spot_ray.recipes.pretraining import pretraining_recipe
 from spot_ray.storage.occupancy import list_label_sets, open_occupancy
 from spot_ray.synthetic.run import synthesize
+from spot_ray.train.here import pretrain_here
 from spot_ray.train.pseudo_label_run import label_with_checkpoint
 from spot_ray.train.pseudo_labels import PseudoLabelConfig
-from spot_ray.train.worker import pretrain_here
 
 # Ray Data copies its own deprecated settings.
 pytestmark = pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning")

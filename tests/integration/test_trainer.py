@@ -18,9 +18,10 @@ from spot_ray.operators.batch import Batch
 from spot_ray.operators.stream import stream
 from spot_ray.synthetic.run import synthesize
 from spot_ray.train.config import OptimiserConfig, PretrainConfig, TrainConfig
+from spot_ray.train.here import pretrain_here
 from spot_ray.train.metrics_writer import read_metrics
 from spot_ray.train.trainer import pretrain
-from spot_ray.train.worker import RunResult, pretrain_here
+from spot_ray.train.worker import RunResult
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning")  # Ray's own settings
 

@@ -91,7 +91,7 @@ def test_a_run_begins_with_another_ones_weights(city: ModuleType, data: str, fin
 
 def test_the_folder_of_another_task_is_refused(city: ModuleType, data: str, finished: str) -> None:
     from spot_ray.train.config import PretrainConfig
-    from spot_ray.train.worker import pretrain_here
+    from spot_ray.train.here import pretrain_here
 
     with pytest.raises(ConfigError, match="the folder holds a run of finetune"):
         pretrain_here(PretrainConfig("other"), data=data, out=finished, resume=True)

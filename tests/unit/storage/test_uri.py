@@ -95,5 +95,5 @@ def test_files_in_memory_are_read_written_listed_and_removed() -> None:
 
 
 def test_a_folder_that_is_read_as_a_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="cannot read the file: is a directory\n.*where: "):
+    with pytest.raises(DataError, match=r"cannot read the file: is a directory\n.*where: "):
         uris.read_bytes(str(tmp_path))

@@ -10,9 +10,9 @@ import pytest
 from spot_ray.errors import DataError
 from spot_ray.operators.config import BalanceConfig
 from spot_ray.train.config import PretrainConfig
+from spot_ray.train.here import pretrain_here
 from spot_ray.train.metrics_writer import read_metrics
 from spot_ray.train.skipped import read_skipped
-from spot_ray.train.worker import pretrain_here
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from spot_ray.storage import uri as uris
 from spot_ray.storage.cache import CacheConfig
 from spot_ray.train.config import PretrainConfig
 from spot_ray.train.estimate import estimate_pretraining, find_pace
-from spot_ray.train.worker import pretrain_here
+from spot_ray.train.here import pretrain_here
 
 
 @pytest.fixture(scope="module")

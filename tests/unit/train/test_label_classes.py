@@ -22,11 +22,11 @@ from spot_ray.storage.uri import remove_tree
 from spot_ray.train.checkpoint import load_model
 from spot_ray.train.config import PretrainConfig
 from spot_ray.train.evaluate import evaluate_checkpoint
+from spot_ray.train.here import pretrain_here
 from spot_ray.train.metrics_writer import read_metrics
 from spot_ray.train.predict import predict_dataset
 from spot_ray.train.run import Run, prepare_run, write_run
 from spot_ray.train.transfer import LoadReport
-from spot_ray.train.worker import pretrain_here
 
 NAMES = {"foreground": ("car", "ground", "other"), "binary": ("occupied",)}
 

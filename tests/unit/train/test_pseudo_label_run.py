@@ -17,9 +17,9 @@ from spot_ray.progress import Progress
 from spot_ray.storage.dataset import open_dataset
 from spot_ray.storage.occupancy import list_label_sets, open_occupancy
 from spot_ray.storage.subset import draw_subset
+from spot_ray.train.here import pretrain_here
 from spot_ray.train.pseudo_label_run import label_with_checkpoint
 from spot_ray.train.pseudo_labels import PseudoLabelConfig
-from spot_ray.train.worker import pretrain_here
 
 # A network that saw six batches is sure of little.
 CONFIG = PseudoLabelConfig(min_confidence=0.2, min_confidence_empty=0.2)

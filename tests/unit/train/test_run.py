@@ -17,10 +17,11 @@ from spot_ray.storage.remove import remove_sequence
 from spot_ray.train.checkpoint import load_model
 from spot_ray.train.checkpoint_folders import latest_checkpoint
 from spot_ray.train.config import PretrainConfig, ProbeConfig
+from spot_ray.train.here import pretrain_here
 from spot_ray.train.metrics_writer import read_metrics
 from spot_ray.train.run import Run, prepare_run, write_run
 from spot_ray.train.transfer import LoadReport
-from spot_ray.train.worker import Listener, RunResult, pretrain_here, train_worker
+from spot_ray.train.worker import Listener, RunResult, train_worker
 
 PLAIN = DataConfig(balance=BalanceConfig(enabled=False))
 
