@@ -21,14 +21,11 @@ from spot_ray.evaluate.kitti_rows import (
     Part,
 )
 from spot_ray.schema.detections import Detections
-from spot_ray.schema.kitti_camera import kitti_camera
+from spot_ray.schema.kitti_camera import USUAL_IMAGE_SIZE, kitti_camera
 from spot_ray.schema.sweep import Sweep
 from spot_ray.schema.taxonomy import Taxonomy
 from spot_ray.storage.dataset import Dataset
 from spot_ray.storage.kitti_text import DONT_CARE
-
-USUAL_IMAGE_SIZE = (1242, 375)
-"""Width and height in pixels of most of the benchmark's images, for frames whose calibration does not tell them."""
 
 MIN_POINTS = 5
 """Boxes of datasets without images that hold fewer LiDAR points are ignored."""

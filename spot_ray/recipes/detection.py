@@ -31,11 +31,9 @@ from spot_ray.operators.config import (
 )
 from spot_ray.recipes.named import find_recipe
 from spot_ray.recipes.pretraining import spot_tiny
+from spot_ray.schema.kitti_camera import USUAL_IMAGE_SIZE
 from spot_ray.schema.lidars import HDL_32E, HDL_64E, ONCE_40
 from spot_ray.train.config import OptimiserConfig, TrainConfig
-
-KITTI_IMAGE = (1242, 375)
-"""Width and height of most of KITTI's images, for frames that were converted without theirs."""
 
 _NUSCENES_GROUPS = (
     "car",
@@ -100,7 +98,7 @@ def kitti_second() -> DetectionConfig:
     return DetectionConfig(
         recipe="kitti-second",
         benchmark="kitti",
-        data=replace(data, camera_view=CameraViewConfig(enabled=True, image_size=KITTI_IMAGE)),
+        data=replace(data, camera_view=CameraViewConfig(enabled=True, image_size=USUAL_IMAGE_SIZE)),
         model=DetectorConfig(
             head=AnchorHeadConfig(("Car, Pedestrian, Cyclist",), _KITTI_ANCHORS),
             voxel=VoxelConfig((0.0, -40.0, -1.27, 70.4, 40.0, 2.73), (0.05, 0.05, 0.1), 5),

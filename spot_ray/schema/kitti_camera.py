@@ -12,6 +12,9 @@ from spot_ray.errors import DataError
 from spot_ray.schema.sensors import LidarSpec
 from spot_ray.schema.sweep import Sweep
 
+USUAL_IMAGE_SIZE = (1242, 375)
+"""Width and height in pixels of most of the benchmark's images, for frames whose calibration does not tell them."""
+
 _SHAPES = {"P2": (3, 4), "R0_rect": (3, 3), "Tr_velo_to_cam": (3, 4)}
 """What a calibration must hold, by the names of KITTI's files, and their shapes."""
 
@@ -53,12 +56,13 @@ def kitti_camera(sweep: Sweep, lidar: LidarSpec) -> KittiCamera:
         raise DataError(f"the frame's calibration is no JSON: {error}", where=sweep.name, expected=needed) from None
     for name, shape in _SHAPES.items():
         matrix = found.get(name) if isinstance(found, dict) else None
-        if matrix is None or np.shape(matrix) != shape:
-            what = "has no" if matrix is None else f"has the shape {np.shape(matrix)} of"
+        if matrix is None:
+            raise DataError(f"the frame's calibration has no {name}", where=sweep.name, expected=needed)
+        if not _is_matrix(matrix, shape):
             raise DataError(
-                f"the frame's calibration {what} {name}",
+                f"{name} of the frame's calibration is no matrix",
                 where=sweep.name,
-                expected=f"{shape[0]} rows of {shape[1]} numbers",
+                expected=f"{shape[0]} rows of {shape[1]} finite numbers",
             )
     rectified, camera = np.eye(4), np.eye(4)
     rectified[:3, :3], camera[:3] = found["R0_rect"], found["Tr_velo_to_cam"]
@@ -68,3 +72,11 @@ def kitti_camera(sweep: Sweep, lidar: LidarSpec) -> KittiCamera:
         projection=np.array(found["P2"], dtype=np.float64),
         image_size=None if size is None else (int(size[0]), int(size[1])),
     )
+
+
+def _is_matrix(rows: object, shape: tuple[int, int]) -> bool:
+    try:
+        values = np.array(rows, np.float64)
+    except (TypeError, ValueError):
+        return False
+    return values.shape == shape and bool(np.isfinite(values).all())
