@@ -81,6 +81,8 @@ def finetune(options: argparse.Namespace, rest: list[str]) -> None:
         if getattr(options, flag) is None:
             expected = f"--{flag} {'CKPT or --init scratch' if flag == 'init' else 'URI'}"
             raise ConfigError(f"--{flag} is missing", where="spot-ray finetune", expected=expected)
+    if options.beside_scratch and options.init == SCRATCH:
+        raise ConfigError("--beside-scratch is beside --init scratch", expected="a checkpoint to compare with")
     from spot_ray.finetune.run import beside, with_split
     from spot_ray.finetune.trainer import finetune as run
     from spot_ray.operators.mixture import parse_source, with_subsets
@@ -95,8 +97,6 @@ def finetune(options: argparse.Namespace, rest: list[str]) -> None:
     record = _run(run, config, {**asked, "init": init}, validation)
     if not options.beside_scratch:
         return
-    if init is None:
-        raise ConfigError("--beside-scratch is beside --init scratch", expected="a checkpoint to compare with")
     scratch = _run(run, config, {**asked, "init": None, "out": uris.join(options.out, SCRATCH)}, validation)
     if record is not None and scratch is not None:
         say(beside(record, scratch))

@@ -106,6 +106,7 @@ def test_mistakes_on_the_command_line_are_told(city: str, tmp_path: Path, capsys
             "the split 'train'",
         ),
         (["kitti-second-tiny", "--data", city, "--out", out, "--init", city], "no checkpoint is here"),
+        (["kitti-second-tiny", "--data", city, "--out", out, "--init", "scratch", "--beside-scratch"], "is beside"),
     ):
         assert main(["finetune", *arguments]) == 2
         assert told in capsys.readouterr().err
