@@ -7,6 +7,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 LIGHT := $(VENV)/.light
 TRAIN := $(VENV)/.train
 DEV := $(VENV)/.dev
+QUICK := not slow and not waymo_oracle and not s3_gateway
 
 .PHONY: demo test test-long test-s3 test-waymo claim claim-controls claim-real lint format clean
 
@@ -16,8 +17,10 @@ demo: $(LIGHT)
 	$(MAKE) --no-print-directory $(TRAIN)
 	$(BIN)/spot-ray demo --started $(STARTED)
 
+# What needs no Ray runs on several cores; tests with Ray have the machine for themselves.
 test: lint
-	$(BIN)/python -m pytest tests -m "not slow and not waymo_oracle and not s3_gateway"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/unit tests/golden -m "$(QUICK)" --numprocesses auto --maxprocesses 4
+	$(BIN)/python -m pytest tests -m "$(QUICK)" --ignore tests/unit --ignore tests/golden
 
 test-long: $(DEV)
 	$(BIN)/python -m pytest tests -m slow --timeout 3000
