@@ -163,9 +163,9 @@ def test_the_loss_must_be_that_of_the_head(city: ModuleType) -> None:
 
 
 def test_a_class_that_the_data_lack_is_refused(city: ModuleType, data: str) -> None:
-    head = dataclasses.replace(city.CENTER.model.head, groups=("Car", "Pedestrain"))
+    head = dataclasses.replace(city.CENTER.model.head, groups=("Car", "Pedestriann"))
     config = dataclasses.replace(city.CENTER, model=dataclasses.replace(city.CENTER.model, head=head))
-    with pytest.raises(ConfigError, match=r"no detection class 'Pedestrain'(.|\n)*did you mean 'Pedestrian'"):
+    with pytest.raises(ConfigError, match=r"no detection class 'Pedestriann'(.|\n)*did you mean 'Pedestrian'"):
         task_of(config, data)
 
 

@@ -104,8 +104,8 @@ def test_a_dataset_with_splits_must_be_told_what_to_train_on(data: str) -> None:
     assert source.subset is not None
     assert source.subset.names == ("log0", "log1")
     assert with_split(data, "all")[0].subset is None
-    with pytest.raises(DataError, match="no sequence is of the split 'trian'"):
-        with_split(data, "trian")
+    with pytest.raises(DataError, match="no sequence is of the split 'traim'"):
+        with_split(data, "traim")
     subset = Subset("sequence", ("log1",))
     assert with_split(DataSource(data, subset=subset), None)[0].subset == subset
     with pytest.raises(ConfigError, match="both a subset and a split"):
