@@ -220,7 +220,7 @@ def recorded(number: dict[tuple[int, Key], int], kills: dict[int, tuple[int, flo
 
 def consumed(run: str) -> list[int]:
     """Return how often the newest weights have learned from each planned sample."""
-    return read_weights(run)[0]["consumed"].tolist()
+    return read_weights(run).tensors["consumed"].tolist()
 
 
 def recipe() -> PretrainConfig:

@@ -94,6 +94,7 @@ def kill_and_go_on(command: list[str], tmp_path: Path, times: int, seed: int) ->
     assert len(open_dataset(str(out))) == 420
 
 
+@pytest.mark.slow
 def test_a_killed_conversion_ends_as_an_undisturbed_one(command: list[str], tmp_path: Path) -> None:
     kill_and_go_on(command, tmp_path, times=2, seed=0)
 
@@ -128,6 +129,7 @@ def test_ctrl_c_ends_a_conversion_quickly_and_keeps_what_is_finished(command: li
     assert not [p for p in out.rglob(".*") if p.is_file()]
 
 
+@pytest.mark.slow
 def test_a_broken_frame_in_a_task_is_told_as_one_message(command: list[str], tmp_path: Path) -> None:
     done = run([*command, "--option", "broken=drive-03", "--out", str(tmp_path / "out")], tmp_path)
     assert done.returncode == 2, done.stderr

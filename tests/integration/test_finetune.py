@@ -21,8 +21,9 @@ from spot_ray.finetune.score import score_detector
 from spot_ray.operators.mixture import DataSource
 from spot_ray.recipes.detection import detection_recipe
 from spot_ray.schema.detections import Detections
+from spot_ray.schema.subset import Subset
 from spot_ray.storage.dataset import open_dataset
-from spot_ray.storage.subset import read_subset
+from spot_ray.storage.subset import draw_subset, write_subset
 from spot_ray.synthetic.run import synthesize
 from spot_ray.train.metrics_writer import read_metrics
 from spot_ray.verbs.options import override
@@ -49,50 +50,69 @@ def city(tmp_path_factory: pytest.TempPathFactory) -> str:
     return uri
 
 
-def test_a_detector_is_fine_tuned_scored_and_compared_on_the_command_line(
-    city: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    out, first = str(tmp_path / "boxes"), str(tmp_path / "first")
-    subset = str(tmp_path / "half.json")
-    assert (
-        main(["subset", "--data", city, "--unit", "sequence", "--fraction", "0.5", "--seed", "0", "--out", subset]) == 0
-    )
-    common = ["--data", city, "--subset", subset, *SMALL]
+@pytest.fixture(scope="module")
+def first(city: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A detector that has learned from the first sequence."""
+    out = str(tmp_path_factory.mktemp("runs") / "first")
     config = override(detection_recipe("kitti-second-tiny"), SMALL, "test")
-    finetune_here(config, data=DataSource(city, subset=read_subset(subset)), out=first, init=None)
-    pasted = [
-        *("--data.gt-sampling.classes", "Car", "--data.gt-sampling.counts", "4", "--data.gt-sampling.min-points", "5"),
-        *("--val-data", city, "--workers", "2", "--beside-scratch"),
-    ]
-    assert main(["finetune", "kitti-second-tiny", *common, *pasted, "--init", first, "--out", out]) == 0
-    text = capsys.readouterr().out
-    record, scratch = read_scores(out), read_scores(f"{out}/scratch")
+    finetune_here(config, data=DataSource(city, subset=half_of(city)), out=out, init=None)
+    return out
+
+
+def half_of(city: str) -> Subset:
+    return draw_subset(open_dataset(city), unit="sequence", fraction=0.5, seed=0)
+
+
+def finetune(city: str, first: str, out: str, subset: str, *flags: str) -> int:
+    write_subset(subset, half_of(city))
+    pasted = (
+        "--data.gt-sampling.classes",
+        "Car",
+        "--data.gt-sampling.counts",
+        "4",
+        "--data.gt-sampling.min-points",
+        "5",
+    )
+    common = ("--data", city, "--subset", subset, "--val-data", city, "--init", first, "--out", out)
+    return main(["finetune", "kitti-second-tiny", *common, *SMALL, *pasted, *flags])
+
+
+def test_a_detector_is_fine_tuned_and_scored_on_the_command_line(
+    city: str, first: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "boxes")
+    assert finetune(city, first, out, str(tmp_path / "half.json"), "--workers", "2") == 0
+    record = read_scores(out)
     assert record is not None
-    assert scratch is not None
     assert (record.num_frames, record.num_trained_on, record.step) == (6, 3, 4)
-    assert f"pre-trained  scratch  difference\n{record.scores.headline}" in text
-    assert "of these, 3 were trained on" in text
+    assert "of these, 3 were trained on" in capsys.readouterr().out
     # Two workers found these boxes; one process finds the same.
-    here = score_detector(out, data=city)
-    assert here.figures == record.scores.figures
+    assert score_detector(out, data=city).figures == record.scores.figures
+
+
+@pytest.mark.slow
+def test_scratch_is_fine_tuned_beside(
+    city: str, first: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "boxes")
+    assert finetune(city, first, out, str(tmp_path / "half.json"), "--beside-scratch") == 0
+    record = read_scores(out)
+    assert record is not None
+    assert f"pre-trained  scratch  difference\n{record.scores.headline}" in capsys.readouterr().out
     # The same frames and draws for both: only the weights that they began with differ.
     losses = [[line["loss"] for line in read_metrics(uri)] for uri in (out, f"{out}/scratch")]
     assert len(losses[0]) == len(losses[1]) == 4
     assert losses[0] != losses[1]
 
 
-def test_an_error_of_a_worker_that_detects_arrives_as_itself(city: str, tmp_path: Path) -> None:
-    config = override(detection_recipe("kitti-second-tiny"), SMALL, "test")
-    out = str(tmp_path / "run")
-    few = dataclasses.replace(config, train=dataclasses.replace(config.train, epochs=1))
-    finetune_here(few, data=city, out=out, init=None)
+def test_an_error_of_a_worker_that_detects_arrives_as_itself(first: str, tmp_path: Path) -> None:
     other = str(tmp_path / "nuscenes-city")
     synthesize(other, preset="nuscenes", num_sequences=1, num_frames=2)
     find = finder_on_ray(1)
     with pytest.raises(
         ConfigError, match="the detector finds 'Car', which the dataset 'synthetic-nuscenes' does not know"
     ):
-        find(load_detector(out), open_dataset(other), [0, 1], lambda done, total: None)
+        find(load_detector(first), open_dataset(other), [0, 1], lambda done, total: None)
 
 
 def test_mistakes_on_the_command_line_are_told(city: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -113,6 +113,7 @@ def data(tmp_path: Path) -> Path:
     return tmp_path / "data"
 
 
+@pytest.mark.slow
 def test_a_killed_job_over_ray_ends_as_an_undisturbed_one(data: Path) -> None:
     kill_and_go_on(data, GRID, "2", times=2, seed=1)
 

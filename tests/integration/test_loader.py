@@ -159,6 +159,7 @@ def test_a_stream_that_is_left_early_leaves_nothing_behind(uri: str) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_the_script_that_shows_it(tmp_path: Path) -> None:
     data = str(tmp_path / "city")
     synthesize(data, preset="nuscenes", num_sequences=2, num_frames=2)

@@ -72,6 +72,7 @@ def test_actors_and_one_process_make_the_same_labels(checkpoint, tmp_path):
     assert any(np.any(observed) for _, observed in contents(uri, "ray").values())
 
 
+@pytest.mark.slow
 def test_an_error_in_an_actor_ends_the_job_with_its_message_and_what_is_finished_stays(checkpoint, tmp_path):
     uri = synthesized(tmp_path / "data", sequences=4)
     shard = sorted((tmp_path / "data").rglob("shards/*.parquet"))[-1]

@@ -130,6 +130,7 @@ def test_every_line_tells_what_data_cost(one_worker: tuple[str, str]) -> None:
         assert "data/store_mb" not in line  # the dataset lies on a local disk
 
 
+@pytest.mark.slow
 def test_a_resumed_run_of_two_workers_lists_each_once(one_worker: tuple[str, str], data: str, tmp_path: Path) -> None:
     """And its workers' series, scraped from the node's metrics agent, add up to the run."""
     out = tmp_path / "resumed"

@@ -134,6 +134,7 @@ def test_a_run_resumed_within_an_epoch_continues_the_same_curve(
     assert result.state.samples_seen == one_worker[1].state.samples_seen
 
 
+@pytest.mark.slow
 def test_a_killed_worker_is_replaced_and_the_curve_is_the_same(
     one_worker: tuple[str, RunResult], data: str, tmp_path: Path
 ) -> None:
