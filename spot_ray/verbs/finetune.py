@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from spot_ray.errors import ConfigError
 from spot_ray.verbs.options import override, say, subset_in
 from spot_ray.verbs.run_flags import add_run_flags, launch_of, run_of
+from spot_ray.verbs.verb import AddVerb
 
 if TYPE_CHECKING:
     from spot_ray.finetune.run import ScoreRecord, Validation
@@ -18,9 +19,15 @@ if TYPE_CHECKING:
 SCRATCH = "scratch"
 
 
-def add(verb: Callable[[str, Callable[[argparse.Namespace, list[str]], None], str], argparse.ArgumentParser]) -> None:
+def add(verb: AddVerb) -> None:
     """Add the verb."""
-    sub = verb("finetune", finetune, "Fine-tune a detector from a checkpoint or from scratch, and score it officially.")
+    sub = verb(
+        "finetune",
+        finetune,
+        "Fine-tune a detector from a checkpoint or from scratch, and score it officially.",
+        example="spot-ray finetune nuscenes-centerpoint-tiny --data data/nuscenes --init runs/first --out runs/boxes",
+        takes_fields=True,
+    )
     sub.add_argument(
         "recipe",
         metavar="RECIPE",

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from spot_ray.errors import ConfigError
 
 if TYPE_CHECKING:
+    from spot_ray.geometry.grid import VoxelGrid
     from spot_ray.schema.subset import Subset
     from spot_ray.storage.cache import CacheConfig
 
@@ -48,3 +50,24 @@ def subset_in(file: str | None) -> Subset | None:
     from spot_ray.storage.subset import read_subset
 
     return None if file is None else read_subset(file)
+
+
+def given(options: argparse.Namespace, flag: str, value: str) -> Any:
+    """Return what a flag says that a verb cannot do without here.
+
+    Raises:
+        ConfigError: If it is missing.
+    """
+    found = getattr(options, flag)
+    if found is None:
+        name = f"--{flag.replace('_', '-')}"
+        raise ConfigError(f"{name} is missing", where=f"spot-ray {options.verb}", expected=f"{name} {value}")
+    return found
+
+
+def recipe_grid(recipe: str | None) -> VoxelGrid:
+    """Return the grid of a recipe; of None, the default one."""
+    from spot_ray.geometry.grid import VoxelGrid
+    from spot_ray.recipes.pretraining import pretraining_recipe
+
+    return VoxelGrid() if recipe is None else pretraining_recipe(recipe).grid

@@ -64,6 +64,8 @@ def test_writing_a_log_needs_neither_torch_nor_ray() -> None:
         (["inspect", "{here}", "--recipe", "spot-tiny"], "--recipe is without --balance"),
         (["inspect", "{here}", "--subset", "x"], "--subset is without --balance"),
         (["inspect", "{here}", "x"], "2 datasets"),
+        (["inspect", "{here}", "--jsn"], "unknown arguments: --jsn"),
+        (["inspect", "{here}", "--data.balance.power", "1"], "go with --balance"),
         (["inspect", "x", "x", "--balance"], "named twice"),
         (["inspect", "{here}", "--balance", "--frames", "3"], "--frames does not go with --balance"),
         (["inspect", "{here}", "--balance", "--recipe", "spot-tny"], "did you mean 'spot-tiny'?"),
@@ -200,8 +202,6 @@ def test_a_mistake_is_told_in_one_message_with_status_2(
     [
         ["label"],
         ["labels", "--data", "x"],
-        ["inspect", "x", "--jsn"],
-        ["inspect", "x", "--data.balance.power", "1"],
         ["inspect", "x", "--balance", "--data.balance.power", "2"],
         ["inspect", "x", "--balance", "--data.balance.count", "boxes"],
         ["subset", "--data", "x", "--unit", "scene", "--fraction", "1", "--out", "x"],
