@@ -41,7 +41,8 @@ from claim_stages import Result, Stage, run_stages
 from spot_ray.finetune.config import DetectionConfig, TransferConfig
 from spot_ray.models.detection.config import AnchorHeadConfig, class_groups
 from spot_ray.operators.config import BeamConfig, CameraViewConfig
-from spot_ray.operators.mixture import DataSource
+from spot_ray.operators.mixture import DataSource, open_mixture
+from spot_ray.operators.plan import Planner
 from spot_ray.recipes.detection import detection_recipe
 from spot_ray.recipes.pretraining import pretraining_recipe
 from spot_ray.session import num_cores
@@ -81,7 +82,7 @@ class Size:
 
 
 SIZES = {
-    "smoke": Size(1, 4, 1, 5, 1, 1, 1),
+    "smoke": Size(2, 3, 1, 5, 1, 1, 1),
     "small": Size(20, 20, 2, 40, 16, 25, 20),
     "large": Size(80, 20, 4, 100, 40, 60, 30),
 }
@@ -160,17 +161,42 @@ def pretrain(
     device: str,
     labels: str | None = None,
 ) -> Result:
-    """Pre-train on a part of the Waymo-like city's sequences."""
+    """Pre-train on the Waymo-like city, or on a part of its sequences for as many steps, to the nearest pass."""
     uri = needed[CITY]["data"]
     if labels is not None:
         config = dataclasses.replace(config, data=dataclasses.replace(config.data, labels=labels))
-    subset = None
+    data = DataSource(uri)
     if fraction < 1:
         subset = draw_subset(open_dataset(uri), unit="sequence", fraction=fraction, seed=config.train.seed)
+        part = DataSource(uri, subset=subset)
+        epochs = epochs_of_as_many_steps(config, whole=data, part=part)
+        config = dataclasses.replace(config, train=dataclasses.replace(config.train, epochs=epochs))
+        data = part
     began, cpu = time.time(), time.process_time()
-    done = pretrain_here(config, data=DataSource(uri, subset=subset), out=str(folder / "run"), device=device)
+    done = pretrain_here(config, data=data, out=str(folder / "run"), device=device)
     cost = {"training_seconds": time.time() - began, "training_cpu_seconds": time.process_time() - cpu}
     return {"checkpoint": done.checkpoint, "steps": done.state.step, "loss": done.metrics["loss"], **cost}
+
+
+def epochs_of_as_many_steps(config: PretrainConfig, *, whole: DataSource, part: DataSource) -> int:
+    """Return the passes over a part whose steps come nearest to those that the run makes on the whole.
+
+    Balancing repeats frames of a part more or less often than of the whole: the share of sequences alone misses by up
+    to an eighth.
+    """
+    train = config.train
+
+    def planner(source: DataSource) -> Planner:
+        mixture = open_mixture([source], labels=config.data.labels)
+        return Planner(mixture, config.data, seed=train.seed, global_batch_size=train.global_batch_size)
+
+    on_whole, on_part = planner(whole), planner(part)
+    wanted = sum(map(on_whole.num_steps, range(train.epochs)))
+    epochs, steps, more = 0, 0, on_part.num_steps(0)
+    while abs(steps + more - wanted) <= abs(steps - wanted):
+        epochs, steps = epochs + 1, steps + more
+        more = on_part.num_steps(epochs)
+    return epochs
 
 
 def finetune(
@@ -261,10 +287,7 @@ def pretraining_stage(
     needs: tuple[str, ...] = (),
 ) -> Stage:
     """Return a pre-training; of a part of the sequences it makes as many steps as of all."""
-    config = pretraining_config(size, seed)
-    epochs = round(config.train.epochs / fraction)
-    config = dataclasses.replace(config, train=dataclasses.replace(config.train, epochs=epochs))
-    arguments: dict[str, Any] = {"config": config, "fraction": fraction, "device": device}
+    arguments: dict[str, Any] = {"config": pretraining_config(size, seed), "fraction": fraction, "device": device}
     if labels is not None:
         arguments["labels"] = labels
     return Stage(f"{name}-{seed}", pretrain, arguments, (CITY, *needs))
@@ -283,16 +306,22 @@ def finetuning_stage(task: Task, size: Size, seed: int, device: str, *, arm: str
     return Stage(f"{task.name}-{arm}-{seed}", finetune, arguments, (city,) if init is None else (city, init))
 
 
+def pretraining_name(arm: str) -> str:
+    """Return what the pre-training of an arm is called, but for its seed."""
+    return "pretrain" if arm == "pretrained" else f"pretrain-{arm}"
+
+
 def rows(done: Mapping[str, Result], seeds: Sequence[int], arms: Sequence[str]) -> list[dict[str, Any]]:
     """Return the report's row of each task: its headline, and beside it every other figure by arm and seed."""
     found = []
     for task in TASKS:
         results = {arm: [done[f"{task.name}-{arm}-{seed}"] for seed in seeds] for arm in arms}
         metric = results[arms[0]][0]["headline"]
-        scores = {arm: [result["figures"].get(metric, 0.0) for result in several] for arm, several in results.items()}
+        scores = {arm: [result["figures"][metric] for result in several] for arm, several in results.items()}
         further = {arm: [result["figures"] for result in several] for arm, several in results.items()}
         cost = {arm: [result["training_cpu_seconds"] for result in several] for arm, several in results.items()}
         steps = {arm: [result["steps"] for result in several] for arm, several in results.items()}
+        before = {arm: [f"{pretraining_name(arm)}-{seed}" for seed in seeds] for arm in arms}
         found.append(
             experiment(
                 task.name,
@@ -301,6 +330,9 @@ def rows(done: Mapping[str, Result], seeds: Sequence[int], arms: Sequence[str]) 
                 recipe=task.recipe,
                 fraction=task.fraction,
                 steps=steps,
+                pretraining_steps={
+                    arm: [done[name]["steps"] for name in names] for arm, names in before.items() if names[0] in done
+                },
                 training_cpu_seconds=cost,
                 figures=further,
             )

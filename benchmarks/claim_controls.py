@@ -6,12 +6,14 @@
 Beside the two arms of `benchmarks/claim.py`, whose stages are taken over where they are done:
 
 - `scratch, equal compute`: from scratch, with so many more epochs that fine-tuning takes as long as pre-training and
-  fine-tuning did together. Time is process CPU time on a CPU and wall time on a GPU, as measured for the same seed.
-- `shuffled labels`: pre-trained on the same sweeps and labels, each frame with another frame's labels. What is left is
-  what optimisation alone does to fresh weights, and the mean occupancy of a street.
+  fine-tuning did together. Time is process CPU time on a CPU and wall time on a GPU, as measured for the same seed;
+  `compute_ratio` in the report is what came of it. Making the labels (an eighth of a pre-training) is left out: it is
+  done once for all runs.
+- `shuffled labels`: pre-trained on the same sweeps and labels, each frame with those of another sequence's frame. What
+  is left is what optimisation alone does to fresh weights, and the mean occupancy of a street.
 - `binary occupancy`: pre-trained on labels of one class, occupied (the paper's Table 13).
-- `5 % pre-training`, `20 % pre-training`: pre-trained on a part of the sequences, with as many steps as on all: less
-  to see, not less learning.
+- `5 % pre-training`, `20 % pre-training`: pre-trained on a part of the sequences, with as many steps as on all (to
+  the nearest pass; `pretraining_steps` in the report): less to see, not less learning.
 
 It takes about three times as long as the claim itself; stopped, it goes on with the next call. The report,
 `claim/controls.json`, is like that of the claim, with an entry each arm; copied, dated, it is kept as
@@ -100,7 +102,8 @@ def finetune_longer(
     epochs = math.ceil(config.train.epochs * factor)
     longer = dataclasses.replace(config, train=dataclasses.replace(config.train, epochs=epochs))
     result = claim.finetune(folder, needed, config=longer, city=city, init=None, fraction=fraction, device=device)
-    return {**result, "epochs": epochs, "factor": factor}
+    both = needed[pretrained][clock] + needed[scratch][clock]
+    return {**result, "epochs": epochs, "compute_ratio": result[clock] / both}
 
 
 def main() -> None:
@@ -110,13 +113,16 @@ def main() -> None:
     done = run_stages(
         plan(size, seeds, options.device), options.out, processes=options.processes, threads=claim.threads_of(options)
     )
+    experiments = claim.rows(done, seeds, ARMS)
+    for task, row in zip(TASKS, experiments, strict=True):
+        row["compute_ratio"] = {EQUAL: [done[f"{task.name}-{EQUAL}-{seed}"]["compute_ratio"] for seed in seeds]}
     report = {
         "benchmark": "claim_controls",
         **provenance("claim_controls.py"),
         "settings": claim.settings(options),
         "seconds": round(time.time() - began, 1),
         "stage_seconds": {name: round(result["seconds"], 1) for name, result in done.items()},
-        "experiments": claim.rows(done, seeds, ARMS),
+        "experiments": experiments,
     }
     write_report(options.out / "controls.json", report)
     print(table(report["experiments"]))

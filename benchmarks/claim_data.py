@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -72,15 +73,16 @@ def detection_city(
 
 
 def shuffled_labels(_folder: Path, needed: dict[str, Result], *, city: str, seed: int) -> Result:
-    """Give every frame the occupancy of another one, as the label set `shuffled` beside the set `default`.
+    """Give every frame the occupancy of one of another sequence, as the label set `shuffled` beside `default`.
 
-    What remains is the mean occupancy of a street, and what the labels look like; nothing of what the points tell.
+    What remains is the mean occupancy of a street, and what the labels look like; nothing of what the points tell. The
+    next frame of the same street would tell nearly the same as its own.
     """
     uri = needed[city]["data"]
     labels = open_occupancy(uri, "default")
     sequences = labels.manifest.column("sequence_id").to_pylist()
     frames = list(zip(sequences, labels.manifest.column("frame_id").to_pylist(), strict=True))
-    source = {frame: frames[i] for frame, i in zip(frames, derangement(len(frames), seed), strict=True)}
+    source = {frame: frames[i] for frame, i in zip(frames, exchange(sequences, seed), strict=True)}
     remove_tree(label_set_uri(uri, "shuffled"))
     info = dataclasses.replace(labels.info, name="shuffled", generation=0, provenance={"source": "default, shuffled"})
     with OccupancyWriter(uri, info) as writer:
@@ -103,12 +105,23 @@ def binary_labels(_folder: Path, needed: dict[str, Result], *, city: str, grid: 
     return {"data": uri, "labels": "binary"}
 
 
-def derangement(count: int, seed: int) -> npt.NDArray[np.int64]:
-    """Return (N,) a random permutation that leaves nothing where it is: one cycle through all of N > 1."""
-    order = np.random.default_rng(seed).permutation(count)
-    result = np.empty(count, np.int64)
-    result[order] = np.roll(order, 1)
-    return result
+def exchange(groups: Sequence[str], seed: int) -> npt.NDArray[np.int64]:
+    """Return (N,) a random permutation that puts one of another group in each of N places.
+
+    Raises:
+        ValueError: If one group has more than half of the places.
+    """
+    names = np.unique(np.asarray(groups), return_inverse=True)[1]
+    count = len(names)
+    if 2 * np.bincount(names).max() > count:
+        raise ValueError(f"more than half of {count} frames are of one sequence: they have no others to exchange with")
+    rng = np.random.default_rng(seed)
+    source = rng.permutation(count)
+    while len(wrong := np.flatnonzero(names[source] == names)):
+        for place in wrong.tolist():
+            other = int(rng.integers(count))
+            source[[place, other]] = source[[other, place]]
+    return source
 
 
 def _within(sweep: Sweep, reach_m: float) -> Sweep:

@@ -1,3 +1,4 @@
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,19 @@ import claim
 import claim_controls
 import claim_real
 from claim import SIZES, TASKS
+from claim_data import pretraining_city
 from claim_stages import Result, digests
 
 from spot_ray.finetune.config import DetectionConfig
+from spot_ray.geometry.grid import VoxelGrid
+from spot_ray.operators.config import BalanceConfig
+from spot_ray.operators.mixture import DataSource
 from spot_ray.recipes.pretraining import pretraining_recipe
+from spot_ray.storage.dataset import open_dataset
+from spot_ray.storage.subset import draw_subset
 
 SMALL = SIZES["small"]
+GRID = VoxelGrid((-8.0, -8.0, -1.0), (0.8, 0.8, 0.8), (20, 20, 5))
 
 
 @pytest.mark.parametrize(
@@ -52,11 +60,25 @@ def test_the_controls_and_the_check_on_real_frames_take_over_what_the_claim_has_
     shared = {name for name in of_real if name.startswith("pretrain")}
     assert len(shared) == 7
     assert {name: of_real[name] for name in shared}.items() <= of_controls.items()
-    # Of a twentieth of the sequences twenty times as many passes.
     stages = {stage.name: stage for stage in controls}
-    assert stages["pretrain-5-percent-0"].arguments["config"].train.epochs == 20 * SMALL.epochs
     assert stages["pretrain-20-percent-0"].arguments["fraction"] == 0.2
     assert stages["pretrain-binary-occupancy-0"].arguments["labels"] == "binary"
+
+
+def test_a_part_of_the_sequences_is_passed_as_often_as_gives_as_many_steps(tmp_path: Path) -> None:
+    city = pretraining_city(tmp_path, {}, preset="waymo", sequences=4, frames=2, seed=3, grid=GRID)
+    config = claim.pretraining_config(SMALL, 0)
+    train = dataclasses.replace(config.train, global_batch_size=1, epochs=5)
+    config = dataclasses.replace(
+        config, train=train, data=dataclasses.replace(config.data, balance=BalanceConfig(enabled=False))
+    )
+    whole = DataSource(city["data"])
+    half = dataclasses.replace(
+        whole, subset=draw_subset(open_dataset(city["data"]), unit="sequence", fraction=0.5, seed=0)
+    )
+    # No frame is repeated: 5 passes over 8 frames, and 10 over 4.
+    assert claim.epochs_of_as_many_steps(config, whole=whole, part=half) == 10
+    assert claim.epochs_of_as_many_steps(config, whole=half, part=whole) == 3
 
 
 def test_scratch_of_equal_compute_learns_for_as_long_as_both_took(
@@ -66,7 +88,7 @@ def test_scratch_of_equal_compute_learns_for_as_long_as_both_took(
 
     def finetune(folder: Path, needed: dict[str, Result], *, config: DetectionConfig, **_: Any) -> Result:
         learned.append(config.train.epochs)
-        return {}
+        return {"training_cpu_seconds": 700.0, "training_seconds": 45.0}
 
     monkeypatch.setattr(claim, "finetune", finetune)
     needed = {
@@ -74,10 +96,11 @@ def test_scratch_of_equal_compute_learns_for_as_long_as_both_took(
         "s": {"training_cpu_seconds": 100.0, "training_seconds": 60.0},
     }
     config = claim.detection_config(TASKS[0], SMALL, seed=0)
-    for device in ("cpu", "cuda"):
-        claim_controls.finetune_longer(
+    for device, ratio in (("cpu", 2.0), ("cuda", 0.5)):
+        result = claim_controls.finetune_longer(
             tmp_path, needed, config=config, city="c", fraction=0.05, device=device, pretrained="p", scratch="s"
         )
+        assert result["compute_ratio"] == ratio
     epochs = SMALL.nuscenes_epochs
     assert learned == [-(-epochs * 7 // 2), -(-epochs * 3 // 2)]
 
@@ -90,7 +113,9 @@ def test_a_row_has_the_headline_by_seed() -> None:
                 figures = {"mAP": 0.1 * i + 0.2 * j + 0.01 * seed, "AP/car": 0.5}
                 cost = {"steps": 7, "training_cpu_seconds": 3.0}
                 done[f"{task.name}-{arm}-{seed}"] = {"headline": "mAP", "figures": figures, **cost}
+    done |= {f"pretrain-{seed}": {"steps": 9 + seed} for seed in (0, 1)}
     first, second = claim.rows(done, (0, 1), ("scratch", "pretrained"))
+    assert first["pretraining_steps"] == {"pretrained": [9, 10]}
     assert (first["name"], first["metric"]) == ("nuscenes-centerpoint-5", "mAP")
     assert second["scratch"]["scores"] == pytest.approx([0.1, 0.11])
     assert second["differences"]["pretrained"]["mean"] == pytest.approx(0.2)

@@ -6,7 +6,7 @@ import pytest
 
 sys.path.append(str(Path(__file__).parents[3] / "benchmarks"))
 
-from claim_data import derangement, detection_city, pretraining_city, shuffled_labels
+from claim_data import detection_city, exchange, pretraining_city, shuffled_labels
 
 from spot_ray.geometry.grid import VoxelGrid
 from spot_ray.storage.dataset import open_dataset
@@ -48,12 +48,18 @@ def test_shuffled_labels_are_those_of_other_frames(tmp_path: Path) -> None:
         equal = [np.array_equal(true.get(*other).index, shuffled.get(*name).index) for other in names]
         sources.append(equal.index(True))
     assert sorted(sources) == [0, 1, 2, 3]
-    assert all(source != own for own, source in enumerate(sources))
+    assert all(names[source][0] != names[own][0] for own, source in enumerate(sources))
 
 
-@pytest.mark.parametrize("count", [2, 3, 400])
-def test_a_derangement_leaves_nothing_in_place(count: int) -> None:
-    order = derangement(count, seed=5)
-    assert sorted(order) == list(range(count))
-    assert (order != np.arange(count)).all()
-    np.testing.assert_array_equal(order, derangement(count, seed=5))
+@pytest.mark.parametrize("sizes", [(1, 1), (2, 1, 1), (20,) * 20])
+def test_an_exchange_puts_one_of_another_sequence_in_every_place(sizes: tuple[int, ...]) -> None:
+    names = np.repeat([f"s{i}" for i in range(len(sizes))], sizes)
+    order = exchange(names.tolist(), seed=5)
+    assert sorted(order) == list(range(len(names)))
+    assert (names[order] != names).all()
+    np.testing.assert_array_equal(order, exchange(names.tolist(), seed=5))
+
+
+def test_a_sequence_with_most_frames_has_none_to_exchange_with() -> None:
+    with pytest.raises(ValueError, match="more than half of 3 frames"):
+        exchange(["a", "a", "b"], seed=0)
