@@ -1,4 +1,9 @@
-"""Frames of converted datasets, and what a detector finds in them, as labels and results of KITTI's benchmark."""
+"""Frames of converted datasets, and what a detector finds in them, as labels and results of KITTI's benchmark.
+
+The calibration alone decides in which frame boxes stand, labels and results alike: with one, in that of camera 0; without,
+in that of a camera that looks along x from the ego's origin. 2D boxes decide how labels count: with them, by the
+benchmark's levels; without, by the number of their points.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +26,7 @@ from spot_ray.evaluate.kitti_rows import (
     Part,
 )
 from spot_ray.schema.detections import Detections
-from spot_ray.schema.kitti_camera import USUAL_IMAGE_SIZE, kitti_camera
+from spot_ray.schema.kitti_camera import USUAL_IMAGE_SIZE, KittiCamera, kitti_camera
 from spot_ray.schema.sweep import Sweep
 from spot_ray.schema.taxonomy import Taxonomy
 from spot_ray.storage.dataset import Dataset
@@ -40,9 +45,9 @@ def labels_of_dataset(dataset: Dataset, frames: Sequence[int]) -> KittiTruth:
     """Return the ground truth of frames of a converted dataset.
 
     Boxes come back from the ego frame to that of camera 0, as exact as float32 keeps them. `alpha` is worked out of
-    them; labels round theirs to 0.01. In frames without 2D boxes and calibration, boxes with fewer than 5 LiDAR points
-    are ignored, and those that are not ahead of the vehicle: KITTI annotates only what its camera sees, and public
-    detectors look only there.
+    them; labels round theirs to 0.01. In frames without 2D boxes or calibration, boxes with fewer than 5 LiDAR points
+    are ignored, and those that the image does not show, or without a calibration are not ahead of the vehicle: KITTI
+    annotates only what its camera sees, and public detectors look only there.
 
     Args:
         dataset: The dataset.
@@ -82,8 +87,9 @@ def labels_of_dataset(dataset: Dataset, frames: Sequence[int]) -> KittiTruth:
             )
         else:
             known = types != _NO_TYPE
-            parts[name] = (types[known], _values(boxes_in_camera(boxes.boxes[known], AXES_SE3_CAMERA)), None)
-            ignored.append((boxes.num_lidar_points[known] < MIN_POINTS) | ~_ahead(boxes.boxes[known]))
+            values, seen = _as_results(boxes.boxes[known], _camera(sweep, dataset))
+            parts[name] = (types[known], values, None)
+            ignored.append((boxes.num_lidar_points[known] < MIN_POINTS) | ~seen)
     rows = KittiRows.of_frames(parts, scored=False)
     classes = tuple(name for name in CLASSES if name in dataset.info.taxonomy.detection_classes)
     return KittiTruth(rows, classes, None if with_image else np.concatenate(ignored))
@@ -128,19 +134,14 @@ def results_of_detections(
                 expected=f"1 to {len(names)}: {', '.join(names)}",
             )
         types, scores = type_of_class[found.classes], found.scores.astype(np.float64)
-        name = _new_name(parts, sweep)
-        if sweep.calibration is None:
-            ahead = _ahead(found.boxes)
-            parts[name] = (types[ahead], _values(boxes_in_camera(found.boxes[ahead], AXES_SE3_CAMERA)), scores[ahead])
-            behind += int((~ahead).sum())
-            continue
-        camera = kitti_camera(sweep, dataset.info.rig[0])
-        boxes = boxes_in_camera(found.boxes, camera.ego_SE3_camera)
-        extent, shown = boxes_in_image(boxes, camera.projection, camera.image_size or USUAL_IMAGE_SIZE)
-        values = _values(boxes, alpha=observation_angle(boxes), boxes_2d=extent)
-        parts[name] = (types[shown], values[shown], scores[shown])
-        dropped += int((~shown).sum())
-        assumed += camera.image_size is None
+        camera = _camera(sweep, dataset)
+        values, seen = _as_results(found.boxes, camera)
+        parts[_new_name(parts, sweep)] = (types[seen], values[seen], scores[seen])
+        if camera is None:
+            behind += int((~seen).sum())
+        else:
+            dropped += int((~seen).sum())
+            assumed += camera.image_size is None
     notes = []
     if dropped:
         notes.append(f"{dropped} boxes that the image of camera 2 does not show were dropped")
@@ -158,9 +159,26 @@ def frame_name(sweep: Sweep) -> str:
     return sweep.frame_id if own else sweep.name.replace("/", "_")
 
 
-def _ahead(boxes: npt.NDArray[np.floating]) -> npt.NDArray[np.bool_]:
-    """Return (M,) bool of (M, 7) boxes of the ego frame: the centre lies in front of the ego's origin."""
-    return np.greater(boxes[:, 0], 0)
+def _camera(sweep: Sweep, dataset: Dataset) -> KittiCamera | None:
+    """Return the camera in whose frame the boxes of a sweep stand; None: one that looks along x from the origin."""
+    return None if sweep.calibration is None else kitti_camera(sweep, dataset.info.rig[0])
+
+
+def _as_results(boxes: npt.NDArray[np.floating], camera: KittiCamera | None) -> tuple[Float, npt.NDArray[np.bool_]]:
+    """Return the columns of boxes, as of results, and which of them are seen.
+
+    Args:
+        boxes: (M, 7) boxes of the ego frame.
+        camera: Their camera; see :func:`_camera`.
+
+    Returns:
+        (M, 14) float64; (M,) bool: the image shows a part of the box, or without a camera its centre is ahead.
+    """
+    if camera is None:
+        return _values(boxes_in_camera(boxes, AXES_SE3_CAMERA)), np.greater(boxes[:, 0], 0)
+    placed = boxes_in_camera(boxes, camera.ego_SE3_camera)
+    extent, seen = boxes_in_image(placed, camera.projection, camera.image_size or USUAL_IMAGE_SIZE)
+    return _values(placed, alpha=observation_angle(placed), boxes_2d=extent), seen
 
 
 def _new_name(parts: dict[str, Part], sweep: Sweep) -> str:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,6 +50,7 @@ def sweep(
     sources: Sequence[int] | None = None,
     points: Sequence[int] | None = None,
     image: bool = True,
+    boxes_2d: bool = True,
     size: tuple[int, int] | None = (1242, 375),
     sequence: str | None = None,
 ) -> Sweep:
@@ -57,7 +59,7 @@ def sweep(
     found = Boxes(
         np.array(boxes or [], np.float32).reshape(-1, 7),
         np.array([0] * count if sources is None else sources, np.uint16),
-        box_2d=pixels if image else None,
+        box_2d=pixels if image and boxes_2d else None,
         truncation=np.full(count, 0.15, np.float32) if image else None,
         occlusion=np.zeros(count, np.int32) if image else None,
         num_lidar_points=None if points is None else np.array(points, np.int32),
@@ -231,6 +233,27 @@ def test_datasets_without_images_are_scored_in_space(tmp_path):
     benchmark.write(predictions, str(tmp_path / "out"))
     again = benchmark.read(str(tmp_path / "out"))
     assert benchmark.score(truth, again).figures == scores.figures
+
+
+def test_labels_without_2d_boxes_and_results_stand_in_the_same_frame(tmp_path):
+    beside = [5.0, 20.0, *AHEAD[2:]]  # ahead, but the image does not show it
+    # The camera stands aside of the origin, so that the two frames are apart.
+    moved = {**MATRICES, "Tr_velo_to_cam": [[0, -1, 0, 3], [0, 0, -1, 0.5], [1, 0, 0, 2]], "image_size": [1242, 375]}
+    frames = [
+        dataclasses.replace(sweep(i, [AHEAD, beside], points=[5, 9], boxes_2d=False), calibration=json.dumps(moved))
+        for i in range(5)
+    ]
+    data = dataset(tmp_path, frames)
+    benchmark = KittiBenchmark()
+    truth = benchmark.dataset_truth(data, range(5))
+    assert truth.ignored is not None
+    assert truth.ignored.tolist() == [False, True] * 5
+    predictions = benchmark.from_detections(data, range(5), [found(AHEAD, beside)] * 5)
+    np.testing.assert_allclose(predictions.rows.boxes_3d[0, 3:6], [3, 1.65 + 0.5, 22], atol=1e-5)
+    np.testing.assert_array_equal(predictions.rows.boxes_3d, truth.rows.boxes_3d[~truth.ignored])
+    figures = benchmark.score(truth, predictions).figures
+    assert figures["AP_R40/3d/Car/all"] == pytest.approx(0.1)  # as five boxes found exactly do
+    assert figures["AP_R40/bev/Car/all"] == pytest.approx(0.1)
 
 
 def test_looser_overlaps(tmp_path):
