@@ -2,6 +2,10 @@
 
 Truth and predictions are each benchmark's own types: arrays in its own frame and units, so that what its official code
 computes is computed of the same numbers.
+
+Means are over classes by one rule: of a converted dataset, those that it detects; of the benchmark's own files, all.
+One of them without truth counts as the official code has it, an AP of 0, and the table says so. KITTI has no official
+mean: there it is over the classes that there is truth for on the level.
 """
 
 from __future__ import annotations
@@ -67,10 +71,17 @@ class Benchmark(Protocol[Truth, Predictions]):
     def from_detections(self, dataset: Dataset, frames: Sequence[int], detections: Sequence[Detections]) -> Predictions:
         """Return what a detector found, in ego frames, as predictions in the benchmark's frame.
 
+        Whatever of the dataset does not fit is refused also where nothing was found: so all can be tried, with the
+        score of it, before predicting.
+
         Args:
             dataset: The dataset.
             frames: Indices of its frames.
             detections: What was found in each.
+
+        Raises:
+            DataError: If the dataset detects what the benchmark has no class for, a frame lacks what the benchmark
+                needs, or a detection is of no class of the dataset.
         """
 
     def read(self, uri: str) -> Predictions:
@@ -80,8 +91,19 @@ class Benchmark(Protocol[Truth, Predictions]):
             DataError: Naming file and row, if they are broken: NaN, a negative size, an unknown class, too many boxes.
         """
 
+    def check_place(self, uri: str) -> None:
+        """Check, before long work, that predictions can be written to a place; the folder that it needs is made.
+
+        Raises:
+            DataError: If predictions cannot be written there.
+        """
+
     def write(self, predictions: Predictions, uri: str) -> None:
-        """Write predictions in the benchmark's submission format."""
+        """Write predictions in the benchmark's submission format.
+
+        Raises:
+            DataError: If predictions cannot be written there.
+        """
 
     def score(self, truth: Truth, predictions: Predictions) -> Scores:
         """Score predictions.

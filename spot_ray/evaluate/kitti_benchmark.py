@@ -8,10 +8,11 @@ import numpy as np
 
 from spot_ray.errors import DataError
 from spot_ray.evaluate.benchmark import Scores
+from spot_ray.evaluate.checks import refuse_missing, refuse_unknown
 from spot_ray.evaluate.kitti import ALL, CLASSES, LEVELS, METRICS, STRICT, Overlaps, curves, r11, r40
 from spot_ray.evaluate.kitti_dataset import labels_of_dataset, results_of_detections
-from spot_ray.evaluate.kitti_files import read_labels, read_results, write_results
-from spot_ray.evaluate.kitti_rows import KittiPredictions, KittiTruth
+from spot_ray.evaluate.kitti_files import check_folder, read_labels, read_results, write_results
+from spot_ray.evaluate.kitti_rows import ROW_TYPES, KittiPredictions, KittiTruth
 from spot_ray.schema.detections import Detections
 from spot_ray.storage.dataset import Dataset
 
@@ -36,7 +37,7 @@ class KittiBenchmark:
 
     def official_truth(self, folder: str, *, split: str | None = None) -> KittiTruth:
         """Read the labels of the benchmark's folder; see :func:`~spot_ray.evaluate.kitti_files.read_labels`."""
-        return KittiTruth(read_labels(folder, split=split), CLASSES)
+        return KittiTruth(read_labels(folder, split=split), CLASSES, where=folder)
 
     def dataset_truth(self, dataset: Dataset, frames: Sequence[int]) -> KittiTruth:
         """Return the labels of frames; see :func:`~spot_ray.evaluate.kitti_dataset.labels_of_dataset`."""
@@ -50,7 +51,11 @@ class KittiBenchmark:
 
     def read(self, uri: str) -> KittiPredictions:
         """Read results; see :func:`~spot_ray.evaluate.kitti_files.read_results`."""
-        return KittiPredictions(read_results(uri))
+        return KittiPredictions(read_results(uri), where=uri)
+
+    def check_place(self, uri: str) -> None:
+        """Check a folder to write to; see :func:`~spot_ray.evaluate.kitti_files.check_folder`."""
+        check_folder(uri)
 
     def write(self, predictions: KittiPredictions, uri: str) -> None:
         """Write results; see :func:`~spot_ray.evaluate.kitti_files.write_results`."""
@@ -64,10 +69,11 @@ class KittiBenchmark:
         level, `mAP_R40/3d/moderate` and `mAOS_R40/moderate`.
 
         Raises:
-            DataError: If they are for frames that the truth does not have, frames are missing, or the truth has no box
-                that counts.
+            DataError: If they are for frames that the truth does not have, frames are missing, the truth has no box
+                that counts, or none of the results has a box in the image although the truth goes by it.
         """
-        _check_frames(truth.rows.frames, predictions.rows.frames)
+        _check_frames(truth, predictions)
+        notes = [*predictions.notes, *_without_2d_box(truth, predictions)]
         figures: dict[str, float] = {}
         found = curves(
             truth.rows,
@@ -95,6 +101,7 @@ class KittiBenchmark:
         if headline is None:
             raise DataError(
                 f"no box of the truth counts on any level: {', '.join(levels)}",
+                where=truth.where,
                 expected=f"boxes of {', '.join(truth.classes)} that are not all ignored",
             )
         heading = f"KITTI, {len(truth.rows.frames)} frames; percent, over 40 recalls (R40) and over 11 (R11)"
@@ -102,25 +109,39 @@ class KittiBenchmark:
             self.name,
             figures,
             headline,
-            "\n".join([heading, *_table(figures, truth.classes, levels), *predictions.notes]),
+            "\n".join([heading, *_table(figures, truth.classes, levels), *notes]),
         )
 
 
-def _check_frames(truth: Sequence[str], predicted: Sequence[str]) -> None:
-    unknown, missing = sorted(set(predicted) - set(truth)), sorted(set(truth) - set(predicted))
-    if unknown:
+def _check_frames(truth: KittiTruth, predictions: KittiPredictions) -> None:
+    true, predicted = set(truth.rows.frames), set(predictions.rows.frames)
+    where = predictions.where
+    refuse_unknown(sorted(predicted - true), len(predicted), predictions=where, truth=truth.where)
+    refuse_missing(sorted(true - predicted), len(true), predictions=where, empty="an empty file")
+
+
+def _without_2d_box(truth: KittiTruth, predictions: KittiPredictions) -> list[str]:
+    """Return what a reader should know of results that tell no box in the image, of which the levels go by its height.
+
+    Raises:
+        DataError: If none of the results of the scored classes has one.
+    """
+    rows = predictions.rows
+    scored = np.isin(rows.types, [ROW_TYPES.index(name) for name in truth.classes])
+    _, top, _, bottom = rows.boxes_2d[scored].T
+    lacking = int(np.count_nonzero(bottom == top))  # files with the bottom above the top are not read
+    if truth.ignored is not None or not lacking:
+        return []
+    if lacking == np.count_nonzero(scored):
         raise DataError(
-            f"{len(unknown)} of {len(predicted)} frames of the predictions are none of the truth's, the first is "
-            f"{unknown[0]}",
-            expected="predictions for the frames of the truth",
-            remedy="name the split that they are for",
+            f"none of the {lacking} results tells its box in the image, so none would count, nor would any on the "
+            "ground and in space: what is lower in the image than the level asks for is ignored",
+            where=predictions.where,
+            expected="left, top, right, bottom in pixels of camera 2's image",
+            remedy="project the boxes into the image by the calibration's P2, and write what it shows of them",
         )
-    if missing:
-        raise DataError(
-            f"{len(missing)} of {len(truth)} frames have no predictions, the first is {missing[0]}",
-            expected="predictions for every frame; an empty file says that nothing was found",
-            remedy="name the split that they are for, or write the empty files",
-        )
+    total = np.count_nonzero(scored)
+    return [f"{lacking} of {total} results tell no box in the image, so they are ignored on all levels"]
 
 
 def _table(figures: dict[str, float], classes: Sequence[str], levels: Sequence[str]) -> list[str]:

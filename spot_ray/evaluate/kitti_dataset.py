@@ -1,8 +1,8 @@
 """Frames of converted datasets, and what a detector finds in them, as labels and results of KITTI's benchmark.
 
-The calibration alone decides in which frame boxes stand, labels and results alike: with one, in that of camera 0; without,
-in that of a camera that looks along x from the ego's origin. 2D boxes decide how labels count: with them, by the
-benchmark's levels; without, by the number of their points.
+The calibration alone decides in which frame boxes stand, labels and results alike: with one, in that of camera 0;
+without, in that of a camera that looks along x from the ego's origin. 2D boxes decide how labels count: with them, by
+the benchmark's levels; without, by the number of their points.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from spot_ray.errors import DataError
+from spot_ray.evaluate.checks import check_classes, class_places
 from spot_ray.evaluate.kitti import CLASSES
 from spot_ray.evaluate.kitti_boxes import AXES_SE3_CAMERA, boxes_in_camera, boxes_in_image, observation_angle
 from spot_ray.evaluate.kitti_rows import (
@@ -54,9 +55,10 @@ def labels_of_dataset(dataset: Dataset, frames: Sequence[int]) -> KittiTruth:
         frames: Indices of its frames.
 
     Raises:
-        DataError: If a frame is not annotated, some frames have 2D boxes and others do not, or a frame lacks what tells
-            its boxes' difficulty.
+        DataError: If the dataset has a detection class that the benchmark does not, a frame is not annotated, some
+            frames have 2D boxes and others do not, or a frame lacks what tells its boxes' difficulty.
     """
+    class_places(dataset, CLASSES)
     type_of_source = _types(dataset.info.taxonomy)
     parts: dict[str, Part] = {}
     ignored = [np.zeros(0, np.bool_)]
@@ -92,7 +94,7 @@ def labels_of_dataset(dataset: Dataset, frames: Sequence[int]) -> KittiTruth:
             ignored.append((boxes.num_lidar_points[known] < MIN_POINTS) | ~seen)
     rows = KittiRows.of_frames(parts, scored=False)
     classes = tuple(name for name in CLASSES if name in dataset.info.taxonomy.detection_classes)
-    return KittiTruth(rows, classes, None if with_image else np.concatenate(ignored))
+    return KittiTruth(rows, classes, None if with_image else np.concatenate(ignored), where=dataset.uri)
 
 
 def results_of_detections(
@@ -113,26 +115,13 @@ def results_of_detections(
         DataError: If the dataset has a detection class that the benchmark does not, or a detection one that the dataset
             does not.
     """
-    names = dataset.info.taxonomy.detection_classes
-    for name in names:
-        if name not in CLASSES:
-            raise DataError(
-                f"the dataset's detection class {name!r} is none of the benchmark's",
-                where=dataset.uri,
-                expected=f"some of {', '.join(CLASSES)}",
-                remedy="score it by the benchmark of the dataset",
-            )
+    names = [CLASSES[place] for place in class_places(dataset, CLASSES)]
     type_of_class = np.array([_NO_TYPE, *(ROW_TYPES.index(name) for name in names)], dtype=np.uint8)
     parts: dict[str, Part] = {}
     dropped = behind = assumed = 0
     for i, found in zip(frames, detections, strict=True):
         sweep = dataset.read(i, ())
-        if len(found) and found.classes.max() > len(names):
-            raise DataError(
-                f"a detection has the class {found.classes.max()}",
-                where=f"{dataset.uri}, {sweep.name}",
-                expected=f"1 to {len(names)}: {', '.join(names)}",
-            )
+        check_classes(found, dataset, sweep.name)
         types, scores = type_of_class[found.classes], found.scores.astype(np.float64)
         camera = _camera(sweep, dataset)
         values, seen = _as_results(found.boxes, camera)
@@ -150,7 +139,7 @@ def results_of_detections(
     if assumed:
         size = " × ".join(map(str, USUAL_IMAGE_SIZE))
         notes.append(f"{assumed} frames do not tell the size of their image: {size} pixels were taken")
-    return KittiPredictions(KittiRows.of_frames(parts, scored=True), tuple(notes))
+    return KittiPredictions(KittiRows.of_frames(parts, scored=True), tuple(notes), where=dataset.uri)
 
 
 def frame_name(sweep: Sweep) -> str:

@@ -47,7 +47,7 @@ def read_labels(folder: str, *, split: str | None = None) -> KittiRows:
     present = _frames_of(where)
     if not present:
         raise DataError(
-            "no label files",
+            "no label files" if uris.exists(root) else "no such folder",
             where=root,
             expected="the folder that holds training/label_2/000000.txt … and ImageSets/, or label_2 itself",
         )
@@ -78,8 +78,25 @@ def read_results(folder: str) -> KittiRows:
     where = data if uris.exists(data) else root
     frames = _frames_of(where)
     if not frames:
-        raise DataError("no result files", where=where, expected="a file a frame: 000000.txt, 000001.txt …")
+        raise DataError(
+            "no result files" if uris.exists(where) else "no such folder",
+            where=where,
+            expected="a file a frame: 000000.txt, 000001.txt …",
+        )
     return _read(where, frames, scored=True)
+
+
+def check_folder(folder: str) -> None:
+    """Check that results can be written to a folder, which is made if it is missing.
+
+    A folder that holds results already is refused, whatever frames they are of: which ones will be written is not known
+    before.
+
+    Raises:
+        DataError: If it is a file, is not to be written to, or holds text files.
+    """
+    uris.check_writable(uris.join(folder, "000000.txt"))
+    _refuse_used(folder, _frames_of(uris.absolute(folder)))
 
 
 def write_results(rows: KittiRows, folder: str) -> None:
@@ -89,13 +106,16 @@ def write_results(rows: KittiRows, folder: str) -> None:
 
     Args:
         rows: The results.
-        folder: Where to; a path or a URI. Files of other frames there stay.
+        folder: Where to; a path or a URI. Files of the same frames there are replaced.
 
     Raises:
-        DataError: If the place is not to be written to.
+        DataError: If the place is not to be written to, or holds files of other frames: they would be taken for results
+            of the same detector. Nothing is written then.
     """
     if rows.scores is None:
         raise ValueError("labels are no results: they have no scores")
+    uris.make_dir(folder)
+    _refuse_used(folder, sorted(set(_frames_of(uris.absolute(folder))) - set(rows.frames)))
     table = np.column_stack([rows.values, rows.scores]).tolist()
     names = [ROW_TYPES[i] for i in rows.types]
     for frame, first, end in zip(rows.frames, rows.start[:-1].tolist(), rows.start[1:].tolist(), strict=True):
@@ -108,6 +128,16 @@ def write_results(rows: KittiRows, folder: str) -> None:
 def _frames_of(where: str) -> list[str]:
     """Return the names of the frames that a folder has files of, sorted."""
     return sorted(name.removesuffix(".txt") for name in uris.list_dir(where) if name.endswith(".txt"))
+
+
+def _refuse_used(folder: str, frames: Sequence[str]) -> None:
+    if frames:
+        raise DataError(
+            f"the folder holds other text files, the first is {frames[0]}.txt",
+            where=folder,
+            expected="a folder for these results alone, which are sent as they lie there",
+            remedy="name an empty folder, or remove the files",
+        )
 
 
 def _listed(root: str, labels: str, split: str) -> list[str]:

@@ -115,11 +115,13 @@ class KittiTruth:
         rows: The labels.
         classes: The classes that means are over.
         ignored: (N,) bool of labels that are neither hits nor misses; None: the benchmark's own levels tell.
+        where: Where they come from, for messages.
     """
 
     rows: KittiRows
     classes: tuple[str, ...]
     ignored: npt.NDArray[np.bool_] | None = None
+    where: str = ""
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,7 +131,9 @@ class KittiPredictions:
     Args:
         rows: The results.
         notes: What a reader of the scores should know, a sentence each.
+        where: Where they come from, for messages.
     """
 
     rows: KittiRows
     notes: tuple[str, ...] = ()
+    where: str = ""

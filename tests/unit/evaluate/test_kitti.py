@@ -160,7 +160,11 @@ def test_metrics_that_detections_tell_nothing_of_are_left_out():
     image_only = [*car(0)[:7], -1, -1, -1, -1000, -1000, -1000, -10]
     assert {c.metric for c in curves(truth, rows([("Car", image_only, 0.9)]))} == {"2d"}
     space_only = [-1, -1, -10, -1, -1, -1, -1, *car(0)[7:]]
-    assert {c.metric for c in curves(truth, rows([("Car", space_only, 0.9)]))} == {"bev", "3d"}
+    in_space = list(curves(truth, rows([("Car", space_only, 0.9)])))
+    assert {c.metric for c in in_space} == {"bev", "3d"}
+    # Its height in the image is 0, so on every level it is neither hit nor false.
+    assert {c.level for c in in_space} == {"easy", "moderate", "hard"}
+    assert all((c.precision == 0).all() for c in in_space)
     assert {c.metric for c in curves(truth, rows([]))} == {"2d", "bev", "3d"}
 
 

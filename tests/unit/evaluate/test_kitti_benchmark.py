@@ -16,6 +16,7 @@ from spot_ray.evaluate.benchmarks import find_benchmark
 from spot_ray.evaluate.kitti import LOOSE
 from spot_ray.evaluate.kitti_benchmark import KittiBenchmark
 from spot_ray.evaluate.kitti_boxes import AXES_SE3_CAMERA, boxes_in_camera, boxes_in_image, observation_angle
+from spot_ray.evaluate.kitti_rows import ROW_TYPES
 from spot_ray.geometry import se3
 from spot_ray.schema.detections import Detections
 from spot_ray.schema.lidars import HDL_64E
@@ -272,7 +273,7 @@ def test_frames_that_are_unknown_or_missing(tmp_path):
     benchmark = KittiBenchmark()
     truth = benchmark.dataset_truth(data, [0, 1])
     with pytest.raises(
-        DataError, match=r"1 of 3 frames of the predictions are none of the truth's, the first is 000002"
+        DataError, match=r"1 of 3 frames of the predictions are none of the truth's, the first is 000002[\s\S]*where"
     ):
         benchmark.score(truth, benchmark.from_detections(data, range(3), [found(AHEAD)] * 3))
     with pytest.raises(DataError, match=r"1 of 2 frames have no predictions, the first is 000001"):
@@ -281,6 +282,54 @@ def test_frames_that_are_unknown_or_missing(tmp_path):
     assert nothing.figures[nothing.headline] == 0
     with pytest.raises(DataError, match="two frames have the name 000000"):
         benchmark.dataset_truth(data, [0, 0])
+
+
+def test_results_without_boxes_in_the_image_are_refused_or_told(tmp_path):
+    data = dataset(tmp_path, [sweep(i, [AHEAD]) for i in range(5)])
+    benchmark = KittiBenchmark()
+    truth = benchmark.dataset_truth(data, range(5))
+    predictions = benchmark.from_detections(data, range(5), [found(AHEAD)] * 5)
+    predictions.rows.boxes_2d[:] = -1
+    with pytest.raises(DataError, match=r"none of the 5 results tells its box in the image[\s\S]*where: out[\s\S]*P2"):
+        benchmark.score(truth, dataclasses.replace(predictions, where="out"))
+    predictions.rows.boxes_2d[1:] = [560, 184, 640, 245]
+    scores = benchmark.score(truth, predictions)
+    assert "1 of 5 results tell no box in the image" in scores.table
+    # The four that tell one: precision is asked for at four scores, of which the first is recall 0.
+    assert scores.figures["AP_R40/3d/Car/moderate"] == pytest.approx(3 / 40)
+    # Those of classes that are not scored do not matter.
+    predictions.rows.types[0] = ROW_TYPES.index("Van")
+    assert "tell no box in the image" not in benchmark.score(truth, predictions).table
+
+
+def test_a_place_to_write_to_is_checked(tmp_path):
+    data = dataset(tmp_path, [sweep(i, [AHEAD]) for i in range(3)])
+    benchmark = KittiBenchmark()
+    predictions = benchmark.from_detections(data, [0, 1], [found(AHEAD)] * 2)
+    out = tmp_path / "deep" / "out"
+    benchmark.check_place(str(out))
+    assert out.is_dir()
+    benchmark.write(predictions, str(out))
+    benchmark.write(predictions, str(out))
+    with pytest.raises(DataError, match=r"the folder holds other text files, the first is 000000.txt"):
+        benchmark.check_place(str(out))
+    before = (out / "000001.txt").read_text()
+    with pytest.raises(DataError, match=r"the folder holds other text files, the first is 000000.txt"):
+        benchmark.write(benchmark.from_detections(data, [1, 2], [found()] * 2), str(out))
+    assert (out / "000001.txt").read_text() == before
+    assert not (out / "000002.txt").exists()
+    with pytest.raises(DataError, match="cannot make the folder"):
+        benchmark.check_place(str(out / "000000.txt"))
+
+
+def test_nothing_found_can_be_scored_before_predicting(tmp_path):
+    data = dataset(tmp_path, [sweep(i, [AHEAD]) for i in range(2)])
+    benchmark = KittiBenchmark()
+    nothing = benchmark.from_detections(data, range(2), [Detections.empty()] * 2)
+    benchmark.write(nothing, str(tmp_path / "out"))
+    for predictions in (nothing, benchmark.read(str(tmp_path / "out"))):
+        scores = benchmark.score(benchmark.dataset_truth(data, range(2)), predictions)
+        assert scores.figures[scores.headline] == 0
 
 
 def test_frames_that_lack_what_is_needed(tmp_path):
@@ -307,7 +356,9 @@ def test_classes_that_are_unknown(tmp_path):
     )
     data = dataset(tmp_path / "b", [sweep(0, [AHEAD])], taxonomy)
     with pytest.raises(DataError, match=r"the dataset's detection class 'Bus' is none of the benchmark's"):
-        benchmark.from_detections(data, [0], [found(AHEAD)])
+        benchmark.from_detections(data, [0], [Detections.empty()])
+    with pytest.raises(DataError, match=r"the dataset's detection class 'Bus' is none of the benchmark's"):
+        benchmark.dataset_truth(data, [0])
 
 
 def test_a_broken_calibration(tmp_path):

@@ -133,6 +133,9 @@ def test_folders_without_files(tmp_path: Path) -> None:
         read_labels(str(tmp_path))
     with pytest.raises(DataError, match="no result files"):
         read_results(str(tmp_path))
+    for read in (read_labels, read_results):
+        with pytest.raises(DataError, match="no such folder"):
+            read(str(tmp_path / "none"))
     (tmp_path / "000000.txt").write_bytes(b"\xff\xfe")
     with pytest.raises(DataError, match="not a text file"):
         read_results(str(tmp_path))
