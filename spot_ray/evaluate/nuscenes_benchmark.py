@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 
 from spot_ray.errors import DataError
 from spot_ray.evaluate.benchmark import Scores
+from spot_ray.evaluate.checks import check_classes, class_places, refuse_missing, refuse_unknown
 from spot_ray.evaluate.nuscenes import (
     ATTRIBUTES,
     DISTANCES_M,
@@ -29,6 +30,7 @@ from spot_ray.schema.detections import Detections
 from spot_ray.schema.nuscenes import BIKE_RACK, DETECTION_CLASSES
 from spot_ray.schema.sweep import Boxes
 from spot_ray.schema.taxonomy import IGNORE
+from spot_ray.storage import uri as uris
 from spot_ray.storage.dataset import Dataset
 
 MOVING_MPS = 0.2
@@ -68,7 +70,7 @@ class NuscenesBenchmark:
                 boxes, no pose or is given twice.
         """
         samples = _names(dataset, frames)
-        classes = _labels(dataset)
+        classes = class_places(dataset, DETECTION_CLASSES).astype(np.int8)
         lookup = dataset.info.taxonomy.benchmark_lookup("detection")
         racks = [source.id for source in dataset.info.taxonomy.sources if source.name == BIKE_RACK]
         parts: list[NuscenesBoxes] = []
@@ -107,8 +109,8 @@ class NuscenesBenchmark:
         """Return what a detector found, in ego frames, as a submission's boxes in the global frame.
 
         Of more than 500 boxes in a frame those with the highest scores are taken, as the rules of the benchmark have
-        it. Attributes follow from class and speed, see `MOVING_MPS`. A detector that tells no velocities has them
-        unknown, for which the benchmark gives an error of 1.
+        it; the notes tell how many are left out. Attributes follow from class and speed, see `MOVING_MPS`. A detector
+        that tells no velocities has them unknown, for which the benchmark gives an error of 1.
 
         Args:
             dataset: The dataset.
@@ -120,16 +122,15 @@ class NuscenesBenchmark:
                 does not detect.
         """
         samples = _names(dataset, frames)
-        classes = _labels(dataset)
+        classes = class_places(dataset, DETECTION_CLASSES).astype(np.int8)
         parts: list[NuscenesBoxes] = []
         scores: list[Float] = []
+        dropped, crowded = 0, 0
         for s, (i, found) in enumerate(zip(frames, detections, strict=True)):
             world_SE3_ego = _pose(dataset.pose_and_boxes(i)[0], dataset, samples[s])
-            if len(found) and found.classes.max() > len(classes):
-                raise DataError(
-                    f"frame {samples[s]} has a box of class {found.classes.max()}",
-                    expected=f"1 to {len(classes)}: {', '.join(dataset.info.taxonomy.detection_classes)}",
-                )
+            check_classes(found, dataset, samples[s])
+            dropped += max(0, len(found) - MAX_BOXES_PER_SAMPLE)
+            crowded += len(found) > MAX_BOXES_PER_SAMPLE
             best = np.argsort(-found.scores, kind="stable")[:MAX_BOXES_PER_SAMPLE]
             labels = classes[found.classes[best].astype(np.int64) - 1]
             boxes = _global(found.boxes[best], labels, s, world_SE3_ego)
@@ -138,11 +139,28 @@ class NuscenesBenchmark:
             boxes.attribute[:] = _by_speed(boxes)
             parts.append(boxes)
             scores.append(found.scores[best].astype(np.float64))
-        return NuscenesPredictions(samples, _concatenate(parts), np.concatenate([np.zeros(0), *scores]), LIDAR_ONLY)
+        notes = []
+        if dropped:
+            notes.append(
+                f"{dropped} boxes of the lowest scores were dropped in {crowded} frames of more than "
+                f"{MAX_BOXES_PER_SAMPLE}"
+            )
+        return NuscenesPredictions(
+            samples,
+            _concatenate(parts),
+            np.concatenate([np.zeros(0), *scores]),
+            LIDAR_ONLY,
+            notes=tuple(notes),
+            where=dataset.uri,
+        )
 
     def read(self, uri: str) -> NuscenesPredictions:
         """Read a submission; see :func:`~spot_ray.evaluate.nuscenes_files.read_predictions`."""
         return read_predictions(uri)
+
+    def check_place(self, uri: str) -> None:
+        """Check a file to write to."""
+        uris.check_writable(uri)
 
     def write(self, predictions: NuscenesPredictions, uri: str) -> None:
         """Write a submission; see :func:`~spot_ray.evaluate.nuscenes_files.write_predictions`."""
@@ -155,19 +173,14 @@ class NuscenesBenchmark:
             DataError: If they are for samples that the truth does not have, or samples are missing.
         """
         place = {token: s for s, token in enumerate(truth.samples)}
+        predicted, where = set(predictions.samples), predictions.where
         unknown = [token for token in predictions.samples if token not in place]
-        missing = sorted(place.keys() - set(predictions.samples), key=place.__getitem__)
-        for tokens, what in ((unknown, "has no samples of these names"), (missing, "has samples without predictions")):
-            if tokens:
-                raise DataError(
-                    f"the ground truth {what}: {', '.join(tokens[:3])}{' …' * (len(tokens) > 3)} "
-                    f"({len(tokens)} of {len(predictions.samples if tokens is unknown else truth.samples)})",
-                    where=truth.where,
-                    expected="a list of boxes, also if it is empty, for every sample of the split, and for no other",
-                    remedy="name the split that the predictions are for, or predict the rest",
-                )
+        refuse_unknown(unknown, len(predictions.samples), predictions=where, truth=truth.where)
+        missing = [token for token in truth.samples if token not in predicted]
+        refuse_missing(missing, len(truth.samples), predictions=where, empty="an empty list")
         renumbered = np.array([place[token] for token in predictions.samples], dtype=np.int32)
         boxes = dataclasses.replace(predictions.boxes, sample=renumbered[predictions.boxes.sample])
+        notes = predictions.notes
         count = counted(boxes, truth.ego_xy, truth.racks)
         metrics = evaluate(
             truth.boxes.take(counted(truth.boxes, truth.ego_xy, truth.racks)),
@@ -177,7 +190,9 @@ class NuscenesBenchmark:
             class_names=truth.class_names,
             error_names=truth.error_names,
         )
-        return Scores(metric=self.name, figures=_figures(metrics), headline="NDS", table=_table(metrics))
+        return Scores(
+            metric=self.name, figures=_figures(metrics), headline="NDS", table="\n".join([_table(metrics), *notes])
+        )
 
 
 def _names(dataset: Dataset, frames: Sequence[int]) -> tuple[str, ...]:
@@ -196,20 +211,6 @@ def _names(dataset: Dataset, frames: Sequence[int]) -> tuple[str, ...]:
     if len(set(names)) != len(names):
         raise DataError("a frame is given twice", where=dataset.uri, expected="every frame once")
     return tuple(names)
-
-
-def _labels(dataset: Dataset) -> npt.NDArray[np.int8]:
-    """Return the position in `DETECTION_CLASSES` of each of the dataset's detection classes."""
-    names = dataset.info.taxonomy.detection_classes
-    foreign = [name for name in names if name not in DETECTION_CLASSES]
-    if foreign or not names:
-        raise DataError(
-            f"the dataset detects {', '.join(foreign) or 'no classes'}",
-            where=dataset.uri,
-            expected=f"some of nuScenes' classes: {', '.join(DETECTION_CLASSES)}",
-            remedy="score it with the benchmark of its own classes",
-        )
-    return np.array([DETECTION_CLASSES.index(name) for name in names], dtype=np.int8)
 
 
 def _pose(world_SE3_ego: Float | None, dataset: Dataset, name: str) -> Float:

@@ -49,12 +49,16 @@ class NuscenesPredictions:
         boxes: The boxes; their `sample` is a position in `samples`.
         scores: (M,) float64 of each box, 0 or more.
         meta: What the submission says of itself, see `LIDAR_ONLY`.
+        notes: What a reader of the scores should know, a sentence each.
+        where: Where they come from, for messages.
     """
 
     samples: tuple[str, ...]
     boxes: NuscenesBoxes
     scores: Float
     meta: dict[str, Any]
+    notes: tuple[str, ...] = ()
+    where: str = ""
 
 
 def read_predictions(uri: str) -> NuscenesPredictions:
@@ -109,7 +113,7 @@ def read_predictions(uri: str) -> NuscenesPredictions:
         attribute=check.names("attribute_name", ("", *ATTRIBUTES)) - np.int8(1),
         num_points=num_points.to_numpy().astype(np.int32),
     )
-    return NuscenesPredictions(tuple(samples), boxes, scores, meta)
+    return NuscenesPredictions(tuple(samples), boxes, scores, meta, where=uri)
 
 
 def write_predictions(predictions: NuscenesPredictions, uri: str) -> None:

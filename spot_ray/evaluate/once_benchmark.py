@@ -7,9 +7,9 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from spot_ray.config.load import suggestion
 from spot_ray.errors import DataError
 from spot_ray.evaluate.benchmark import Scores
+from spot_ray.evaluate.checks import check_classes, class_places
 from spot_ray.evaluate.once import (
     RANGES,
     SUPERCLASS_OF,
@@ -25,6 +25,7 @@ from spot_ray.evaluate.once_files import (
     FrameKey,
     OncePredictions,
     OnceTruth,
+    check_file,
     match_frames,
     read_predictions,
     read_truth,
@@ -69,7 +70,7 @@ class OnceBenchmark:
             DataError: If a class of the dataset is none of ONCE, or no frame has a box.
         """
         taxonomy = dataset.info.taxonomy
-        place = _places(dataset)
+        place = class_places(dataset, CLASS_NAMES)
         scored = taxonomy.benchmark_lookup("detection")
         true: dict[FrameKey, OnceBoxes] = {}
         unscored: set[FrameKey] = set()
@@ -100,15 +101,10 @@ class OnceBenchmark:
         Raises:
             DataError: If a class of the dataset is none of ONCE, or of a detection none of the dataset.
         """
-        place = _places(dataset)
+        place = class_places(dataset, CLASS_NAMES)
         found: dict[tuple[str | None, str], OnceBoxes] = {}
         for key, one in zip(_keys(dataset, frames), detections, strict=True):
-            if (one.classes > len(place)).any():
-                raise DataError(
-                    f"a detection in {'/'.join(key)} is of class {int(one.classes.max())}",
-                    where=dataset.uri,
-                    expected=f"1 to {len(place)}",
-                )
+            check_classes(one, dataset, "/".join(key))
             found[key] = OnceBoxes(
                 _in_lidar(dataset, one.boxes), place[one.classes.astype(np.int64) - 1], one.scores.astype(np.float64)
             )
@@ -122,11 +118,15 @@ class OnceBenchmark:
         """
         return read_predictions(uri)
 
+    def check_place(self, uri: str) -> None:
+        """Check a file to write to; see :func:`~spot_ray.evaluate.once_files.check_file`."""
+        check_file(uri)
+
     def write(self, predictions: OncePredictions, uri: str) -> None:
         """Write a submission: JSON, or the server's pickle if the name ends in `.pkl`.
 
         Raises:
-            DataError: If the place is not to be written to.
+            DataError: If the name ends otherwise, or the place is not to be written to.
         """
         write_predictions(predictions, uri)
 
@@ -156,20 +156,6 @@ class OnceBenchmark:
 
 def _suffixes() -> tuple[str, ...]:
     return ("", *(f"/{name}" for name in RANGES[1:]))
-
-
-def _places(dataset: Dataset) -> Int:
-    """Return the (N,) places in `CLASS_NAMES` of a dataset's detection classes."""
-    names = dataset.info.taxonomy.detection_classes
-    unknown = [name for name in names if name not in CLASS_NAMES]
-    if unknown or not names:
-        raise DataError(
-            f"the dataset's detection class {unknown[0]!r} is none of ONCE" if unknown else "it has no detection class",
-            where=dataset.uri,
-            expected=f"some of {', '.join(CLASS_NAMES)}",
-            remedy=suggestion(unknown[0], list(CLASS_NAMES)) if unknown else "",
-        )
-    return np.array([CLASS_NAMES.index(name) for name in names], dtype=np.int64)
 
 
 def _keys(dataset: Dataset, frames: Sequence[int]) -> Iterable[FrameKey]:

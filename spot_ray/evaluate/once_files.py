@@ -28,6 +28,7 @@ import numpy as np
 
 from spot_ray.config.load import suggestion
 from spot_ray.errors import DataError
+from spot_ray.evaluate.checks import refuse_missing, refuse_unknown
 from spot_ray.evaluate.once import SUPERCLASSES, OnceBoxes
 from spot_ray.storage import once_release as release
 from spot_ray.storage import uri as uris
@@ -176,14 +177,25 @@ def _found(row: dict[str, Any], where: str) -> OnceBoxes:
     )
 
 
+def check_file(uri: str) -> None:
+    """Check that a submission can be written to a file; its folder is made if it is missing.
+
+    Raises:
+        DataError: If its name ends neither in `.json` nor in `.pkl`, or it is not to be written to.
+    """
+    _check_name(uri)
+    uris.check_writable(uri)
+
+
 def write_predictions(predictions: OncePredictions, uri: str) -> None:
-    """Write a submission: JSON, or the pickle that the server takes if the name ends in `.pkl`.
+    """Write a submission: JSON if the name ends in `.json`, the pickle that the server takes if in `.pkl`.
 
     The pickle needs NumPy alone, of any version, where it is read.
 
     Raises:
-        DataError: If the place is not to be written to.
+        DataError: If the name ends otherwise, or the place is not to be written to.
     """
+    _check_name(uri)
     rows: list[dict[str, Any]] = [
         {
             "sequence_id": sequence_id,
@@ -201,6 +213,16 @@ def write_predictions(predictions: OncePredictions, uri: str) -> None:
         return
     plain = [{k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in row.items()} for row in rows]
     uris.write_bytes(uri, json.dumps(plain, separators=(",", ":")).encode())
+
+
+def _check_name(uri: str) -> None:
+    if not uri.endswith((".json", ".pkl")):
+        raise DataError(
+            "the name does not tell what to write",
+            where=uri,
+            expected="a name that ends in .json, or in .pkl: the pickle that the server takes",
+            remedy="the server wants result.pkl in a zip file: write that name, and zip it" if ".zip" in uri else "",
+        )
 
 
 class _PlainPickler(pickle.Pickler):
@@ -223,6 +245,7 @@ def match_frames(truth: OnceTruth, predictions: OncePredictions) -> tuple[list[O
     ambiguous = {frame_id for frame_id, number in Counter(frame_id for _, frame_id in known).items() if number > 1}
     known_keys = set(known)
     found: dict[FrameKey, OnceBoxes] = {}
+    unknown: list[str] = []
     for (sequence_id, frame_id), boxes in predictions.frames.items():
         if sequence_id is None and frame_id in ambiguous:
             raise DataError(
@@ -232,23 +255,13 @@ def match_frames(truth: OnceTruth, predictions: OncePredictions) -> tuple[list[O
             )
         key = (by_id.get(frame_id, "") if sequence_id is None else sequence_id, frame_id)
         if key not in known_keys:
-            raise DataError(
-                f"predictions are for frame {'/'.join(filter(None, (sequence_id, frame_id)))}, which the truth lacks",
-                where=predictions.where,
-                expected=f"the {len(truth.frames)} frames of {truth.where}",
-                remedy="check that split and subset are those that were predicted",
-            )
+            unknown.append("/".join(filter(None, (sequence_id, frame_id))))
         if key in found:
             raise DataError(f"frame {frame_id} occurs twice", where=predictions.where, expected="every frame once")
         found[key] = boxes
-    missing = [key for key in truth.frames if key not in found]
-    if missing:
-        raise DataError(
-            f"{len(missing)} of {len(truth.frames)} frames have no predictions, the first is {'/'.join(missing[0])}",
-            where=predictions.where,
-            expected="an entry for every annotated frame, with empty lists where nothing was found",
-            remedy="check that split and subset are those that were predicted",
-        )
+    refuse_unknown(unknown, len(found), predictions=predictions.where, truth=truth.where)
+    missing = ["/".join(key) for key in truth.frames if key not in found]
+    refuse_missing(missing, len(truth.frames), predictions=predictions.where, empty="an entry with empty lists")
     return list(truth.frames.values()), [found[key] for key in truth.frames], len(found) - len(truth.frames)
 
 

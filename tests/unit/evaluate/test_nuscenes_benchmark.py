@@ -182,10 +182,12 @@ def test_attributes_follow_from_class_and_speed(nuscenes_folder: Any, tmp_path: 
 def test_of_more_than_500_boxes_the_best_are_kept(tmp_path: Path) -> None:
     scores = np.random.default_rng(0).random(700, dtype=np.float32)
     boxes = np.tile(np.array([[20, 1, 1, 4, 2, 1.5, 0.3]], np.float32), (700, 1))
-    found = BENCHMARK.from_detections(
-        made_up(tmp_path / "dataset"), [0], [Detections(boxes, scores, np.ones(700, np.uint8))]
-    )
+    dataset = made_up(tmp_path / "dataset")
+    many = Detections(boxes, scores, np.ones(700, np.uint8))
+    found = BENCHMARK.from_detections(dataset, [0, 1], [many, Detections.empty()])
     assert found.scores.tolist() == sorted(scores.tolist(), reverse=True)[:500]
+    note = "200 boxes of the lowest scores were dropped in 1 frames of more than 500"
+    assert note in BENCHMARK.score(BENCHMARK.dataset_truth(dataset, [0, 1]), found).table
 
 
 def test_a_dataset_with_some_of_the_classes_is_scored_over_them(tmp_path: Path) -> None:
@@ -218,6 +220,19 @@ def test_a_submission_survives_its_file(tmp_path: Path) -> None:
         np.testing.assert_array_equal(getattr(again.boxes, name), getattr(predictions.boxes, name))
 
 
+def test_nothing_found_can_be_scored_before_predicting(tmp_path: Path) -> None:
+    dataset = made_up(tmp_path / "dataset")
+    nothing = BENCHMARK.from_detections(dataset, range(4), [Detections.empty()] * 4)
+    file = str(tmp_path / "new" / "results.json")
+    BENCHMARK.check_place(file)
+    BENCHMARK.write(nothing, file)
+    for predictions in (nothing, BENCHMARK.read(file)):
+        figures = BENCHMARK.score(BENCHMARK.dataset_truth(dataset, range(4)), predictions).figures
+        assert (figures["NDS"], figures["mAP"], figures["mATE"]) == (0, 0, 1)
+    with pytest.raises(DataError, match="cannot write the file: is a directory"):
+        BENCHMARK.check_place(str(tmp_path))
+
+
 def test_frames_of_the_predictions_have_to_be_those_of_the_truth(tmp_path: Path) -> None:
     dataset = made_up(tmp_path / "dataset")
     truth = BENCHMARK.dataset_truth(dataset, [0, 1])
@@ -227,9 +242,9 @@ def test_frames_of_the_predictions_have_to_be_those_of_the_truth(tmp_path: Path)
         return dataclasses.replace(none, samples=samples)
 
     assert BENCHMARK.score(truth, predictions("city-0/000001", "city-0/000000")).figures["mAP"] == 0
-    with pytest.raises(DataError, match="samples without predictions: city-0/000001 "):
+    with pytest.raises(DataError, match="1 of 2 frames have no predictions, the first is city-0/000001"):
         BENCHMARK.score(truth, predictions("city-0/000000"))
-    with pytest.raises(DataError, match=r"no samples of these names: city-1/000000, city-7 \(2 of 4\)"):
+    with pytest.raises(DataError, match=r"2 of 4 frames of the predictions .* the first is city-1/000000"):
         BENCHMARK.score(truth, predictions("city-0/000000", "city-1/000000", "city-0/000001", "city-7"))
 
 
@@ -245,13 +260,13 @@ def test_frames_that_cannot_be_scored_are_refused(tmp_path: Path) -> None:
         BENCHMARK.from_detections(posed, [0], [Detections.empty()])
     sources = (SourceClass(CAR, "van", "vehicle", "van"), *TAXONOMY.sources[1:])
     vans = dataclasses.replace(TAXONOMY, sources=sources, detection_classes=("bicycle", "van", "pedestrian"))
-    with pytest.raises(DataError, match="the dataset detects van"):
+    with pytest.raises(DataError, match="the dataset's detection class 'van'"):
         BENCHMARK.dataset_truth(made_up(tmp_path / "d", taxonomy=vans), [0])
     dataset = made_up(tmp_path / "e")
     with pytest.raises(DataError, match="given twice"):
         BENCHMARK.dataset_truth(dataset, [0, 0])
     one = np.array([[20, 1, 1, 4, 2, 1.5, 0.3]], np.float32)
-    with pytest.raises(DataError, match="a box of class 4"):
+    with pytest.raises(DataError, match=r"a detection has the class 4[\s\S]*1 to 3: bicycle, car, pedestrian"):
         BENCHMARK.from_detections(dataset, [0], [Detections(one, np.ones(1, np.float32), np.array([4], np.uint8))])
 
 

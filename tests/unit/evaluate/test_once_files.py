@@ -208,9 +208,18 @@ def test_predictions_meet_their_frames_in_any_order() -> None:
     ("keys", "message"),
     [
         ([("a", "1")], "1 of 2 frames have no predictions, the first is b/2"),
-        ([("a", "1"), ("b", "2"), ("b", "9")], "for frame b/9, which the truth lacks"),
-        ([("a", "1"), ("b", "2"), (None, "9")], "for frame 9, which the truth lacks"),
-        ([("a", "1"), ("b", "2"), ("a", "2")], "for frame a/2, which the truth lacks"),
+        (
+            [("a", "1"), ("b", "2"), ("b", "9")],
+            "1 of 3 frames of the predictions are none of the truth's, the first is b/9",
+        ),
+        (
+            [("a", "1"), ("b", "2"), (None, "9")],
+            "1 of 3 frames of the predictions are none of the truth's, the first is 9",
+        ),
+        (
+            [("a", "1"), ("b", "2"), ("a", "2")],
+            "1 of 3 frames of the predictions are none of the truth's, the first is a/2",
+        ),
         ([("a", "1"), ("b", "2"), (None, "1")], "frame 1 occurs twice"),
     ],
 )

@@ -99,7 +99,7 @@ def test_a_subset_names_frames_of_a_dataset(
     ("changes", "frames", "message"),
     [
         ({}, range(2), f"1 of 3 frames have no predictions, the first is 000027/{IDS[2]}"),
-        ({"frame_id": "1"}, range(3), "predictions are for frame 1, which the truth lacks"),
+        ({"frame_id": "1"}, range(3), "1 of 3 frames of the predictions are none of the truth's, the first is 1"),
         ({"name": ["Car", "Tram", "Car"]}, range(3), "the class of box 1 is 'Tram'"),
         ({"boxes_3d": [[float("nan")] * 7] * 3}, range(3), "box 0 is [nan, nan"),
         ({"boxes_3d": [[1, 2, 3, -4, 5, 6, 0]] * 3}, range(3), "box 0 is [1, 2, 3, -4"),
