@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from spot_ray.config.load import suggestion
 from spot_ray.errors import DataError
 from spot_ray.evaluate.benchmark import Scores
+from spot_ray.evaluate.checks import check_classes, class_places, refuse_missing, refuse_unknown
 from spot_ray.evaluate.waymo import LEVELS, RANGES, Measured, measure
 from spot_ray.evaluate.waymo_boxes import (
     CLASS_NAMES,
@@ -51,9 +52,16 @@ class WaymoBenchmark:
             split: `train`, `val` or `test`: which of the folder's files; None: its only one.
 
         Raises:
-            DataError: Naming file and row, if it is missing or broken.
+            DataError: Naming file and row, if it is missing or broken, or there is no such split.
         """
-        prefix = "" if split is None else SPLITS.get(split, split)
+        if split is not None and split not in SPLITS:
+            raise DataError(
+                f"there is no split {split!r}",
+                where="split",
+                expected=f"one of {', '.join(SPLITS)}",
+                remedy=suggestion(split, list(SPLITS)),
+            )
+        prefix = "" if split is None else SPLITS[split]
         if folder.endswith(".bin"):
             if not folder.rsplit("/", 1)[-1].startswith(prefix):
                 raise DataError(
@@ -79,13 +87,14 @@ class WaymoBenchmark:
     def dataset_truth(self, dataset: Dataset, frames: Sequence[int]) -> WaymoTruth:
         """Return the ground truth of frames of a converted dataset.
 
-        The classes to score are those that the dataset has and at least one box that counts is of.
+        The classes to score are those that the dataset detects.
 
         Raises:
             DataError: If a frame is not annotated or its boxes lack the number of points, or the dataset has other
                 classes.
         """
         types = _types(dataset)
+        names = dataset.info.taxonomy.detection_classes
         lookup = dataset.info.taxonomy.benchmark_lookup("detection")
         boxes, kinds, levels = [np.empty((0, 7))], [np.empty(0, np.uint8)], [np.empty(0, np.uint8)]
         for i in frames:
@@ -104,17 +113,16 @@ class WaymoBenchmark:
             boxes.append(labelled.boxes[scored].astype(np.float64))
             kinds.append(types[lookup[labelled.source_class[scored]] - 1])
             levels.append(levels_of(labelled.num_lidar_points[scored], difficulty[scored]))
-        truth = WaymoTruth(
+        return WaymoTruth(
             frames=_keys(dataset, frames),
             every_frame=True,
-            class_names=CLASS_NAMES,
+            class_names=tuple(name for name in CLASS_NAMES if name in names),
             frame=np.repeat(np.arange(len(frames)), [len(part) for part in kinds[1:]]),
             boxes=np.concatenate(boxes),
             types=np.concatenate(kinds),
             levels=np.concatenate(levels),
+            where=dataset.uri,
         )
-        there = set(truth.types[truth.counted].tolist())
-        return replace(truth, class_names=tuple(c for i, c in enumerate(CLASS_NAMES, 1) if i in there))
 
     def from_detections(
         self, dataset: Dataset, frames: Sequence[int], detections: Sequence[Detections]
@@ -128,26 +136,27 @@ class WaymoBenchmark:
             DataError: If the dataset has other classes than the benchmark.
         """
         types = _types(dataset)
-        for i, found in zip(frames, detections, strict=True):
-            if len(found) and found.classes.max() > len(types):
-                raise DataError(
-                    f"a detection has the class {found.classes.max()}",
-                    where=f"{dataset.uri}, {frame_name(_keys(dataset, [i])[0])}",
-                    expected=f"1 to {len(types)}: one of {', '.join(dataset.info.taxonomy.detection_classes)}",
-                )
+        keys = _keys(dataset, frames)
+        for key, found in zip(keys, detections, strict=True):
+            check_classes(found, dataset, frame_name(key))
         return WaymoPredictions(
-            frames=_keys(dataset, frames),
+            frames=keys,
             every_frame=True,
             frame=np.repeat(np.arange(len(frames)), [len(found) for found in detections]),
             boxes=np.concatenate([np.empty((0, 7)), *(found.boxes for found in detections)]),
             types=types[np.concatenate([np.empty(0, np.intp), *(found.classes for found in detections)]) - 1],
             scores=np.concatenate([np.empty(0, np.float32), *(found.scores for found in detections)]),
             overlaps_nlz=np.zeros(sum(len(found) for found in detections), np.bool_),
+            where=dataset.uri,
         )
 
     def read(self, uri: str) -> WaymoPredictions:
         """Read predictions in the submission format; see :func:`~spot_ray.evaluate.waymo_files.read_predictions`."""
         return read_predictions(uri)
+
+    def check_place(self, uri: str) -> None:
+        """Check a file to write to."""
+        uris.check_writable(uri)
 
     def write(self, predictions: WaymoPredictions, uri: str) -> None:
         """Write predictions in the submission format; see :func:`~spot_ray.evaluate.waymo_files.write_predictions`."""
@@ -163,12 +172,13 @@ class WaymoBenchmark:
             DataError: If predictions are for frames or segments that the truth does not have, if some of the truth's
                 are missing, or if the truth has nothing to score.
         """
-        empty = _check_frames(truth, predictions)
+        notes = _check_frames(truth, predictions)
         measured = measure(truth, predictions)
         ranked = [name for name in truth.class_names if name in RANKED]
         if not ranked or not measured.boxes.any():
             raise DataError(
                 "there is no box to score",
+                where=truth.where,
                 expected=f"ground truth of {', '.join(RANKED)} with at least one point each",
                 remedy="choose other frames",
             )
@@ -179,7 +189,7 @@ class WaymoBenchmark:
                 figures[f"L{level}/m{figure}"] = float(measured.by_class[j, i, rows].mean())
         for name in truth.class_names:
             figures |= _figures_of(name, measured)
-        return Scores(self.name, figures, "L2/mAPH", _table(truth, measured, figures, ranked, empty))
+        return Scores(self.name, figures, "L2/mAPH", _table(truth, measured, figures, ranked, notes))
 
 
 def _figures_of(name: str, measured: Measured) -> dict[str, float]:
@@ -196,7 +206,9 @@ def _figures_of(name: str, measured: Measured) -> dict[str, float]:
     return figures
 
 
-def _table(truth: WaymoTruth, measured: Measured, figures: dict[str, float], ranked: list[str], empty: int) -> str:
+def _table(
+    truth: WaymoTruth, measured: Measured, figures: dict[str, float], ranked: list[str], notes: list[str]
+) -> str:
     """Return the figures for people."""
     heads = [f"L{level} {figure}" for level in LEVELS for figure in FIGURES]
     lines = [f"{'':24}{'boxes':>8}" + "".join(f"{head:>9}" for head in heads)]
@@ -217,13 +229,11 @@ def _table(truth: WaymoTruth, measured: Measured, figures: dict[str, float], ran
     without = [name for name in ranked if not measured.boxes[CLASS_NAMES.index(name)]]
     if without:
         lines.append(f"There is no box of {', '.join(without)}: 0 in the means, as the official code has it.")
-    if empty:
-        lines.append(f"{empty} of {len(truth.frames)} frames have no prediction.")
-    return "\n".join(lines)
+    return "\n".join([*lines, *notes])
 
 
-def _check_frames(truth: WaymoTruth, predictions: WaymoPredictions) -> int:
-    """Return how many frames of the truth have no prediction.
+def _check_frames(truth: WaymoTruth, predictions: WaymoPredictions) -> list[str]:
+    """Return what a reader should know of frames that only one of the two has a box in.
 
     Raises:
         DataError: If predictions are for frames or segments that there are not, or some are missing.
@@ -231,44 +241,37 @@ def _check_frames(truth: WaymoTruth, predictions: WaymoPredictions) -> int:
     wanted, found = set(truth.frames), set(predictions.frames)
     known = {segment for segment, _ in wanted}
     unknown = found - wanted if truth.every_frame else {key for key in found if key[0] not in known}
-    if unknown:
-        first = min(unknown)
-        raise DataError(
-            f"there are predictions for {len(unknown)} frames that do not exist, the first is {frame_name(first)}",
-            expected="frames of the ground truth, named by its context_name and frame_timestamp_micros",
-        )
-    missing = wanted - found
-    if predictions.every_frame and missing:
-        raise DataError(
-            f"{len(missing)} of {len(wanted)} frames have no predictions, the first is {frame_name(min(missing))}",
-            expected="predictions for every frame of the ground truth",
-        )
+    where = predictions.where
+    refuse_unknown([frame_name(key) for key in sorted(unknown)], len(found), predictions=where, truth=truth.where)
+    if predictions.every_frame:
+        missing = [frame_name(key) for key in sorted(wanted - found)]
+        refuse_missing(missing, len(wanted), predictions=where, empty="a frame without boxes")
     with_box = {truth.frames[i] for i in np.unique(truth.frame[truth.counted])}
     lost = {segment for segment, _ in with_box} - {segment for segment, _ in wanted & found}
-    if lost:
+    # An empty file says that nothing was found anywhere.
+    if lost and found:
         raise DataError(
             f"{len(lost)} of {len(known)} segments have no predictions for any frame, the first is {min(lost)}",
+            where=where,
             expected="predictions for every segment of the ground truth",
             remedy="give the predictions for all of them, or the ground truth of those that were looked at",
         )
-    return len(wanted - {predictions.frames[i] for i in np.unique(predictions.frame)})
+    with_prediction = {predictions.frames[i] for i in np.unique(predictions.frame)}
+    empty, false = len(wanted - with_prediction), len(with_prediction - wanted)
+    notes = []
+    if empty:
+        notes.append(f"{empty} of {len(wanted)} frames have no prediction.")
+    if false:
+        notes.append(
+            f"{false} predicted frames have no true box, or do not exist, which the file does not tell apart: what is "
+            "found in them counts as false."
+        )
+    return notes
 
 
 def _types(dataset: Dataset) -> npt.NDArray[np.uint8]:
-    """Return the `Label.Type` of each detection class of a dataset.
-
-    Raises:
-        DataError: If it has none, or one that the benchmark does not have.
-    """
-    names = dataset.info.taxonomy.detection_classes
-    if not names or set(names) - set(CLASS_NAMES):
-        raise DataError(
-            f"the detection classes are {', '.join(names) or 'none'}",
-            where=dataset.uri,
-            expected=f"some of {', '.join(CLASS_NAMES)}",
-            remedy="score it by the benchmark whose classes it has",
-        )
-    return np.array([CLASS_NAMES.index(name) + 1 for name in names], np.uint8)
+    """Return the `Label.Type` of each detection class of a dataset."""
+    return (class_places(dataset, CLASS_NAMES) + 1).astype(np.uint8)
 
 
 def _keys(dataset: Dataset, frames: Sequence[int]) -> tuple[FrameKey, ...]:

@@ -32,6 +32,7 @@ class WaymoTruth:
         boxes: (N, 7) float64 `[x, y, z, dx, dy, dz, yaw]` in the vehicle frame, metres and radians.
         types: (N,) uint8 `Label.Type`, 1 to 4, or 0: unknown, which does not count.
         levels: (N,) uint8 level of detection difficulty, 1 or 2, or 0: no points, which does not count.
+        where: Where they come from, for messages.
 
     Raises:
         DataError: If the columns disagree in length, or a box is not finite or has no size.
@@ -44,6 +45,7 @@ class WaymoTruth:
     boxes: Float
     types: npt.NDArray[np.uint8]
     levels: npt.NDArray[np.uint8]
+    where: str = ""
 
     def __post_init__(self) -> None:
         """Check lengths and values."""
@@ -71,6 +73,7 @@ class WaymoPredictions:
         types: (N,) uint8 `Label.Type`, 1 to 4.
         scores: (N,) float32, 0 to 1.
         overlaps_nlz: (N,) bool, whether the box overlaps a no-label zone.
+        where: Where they come from, for messages.
 
     Raises:
         DataError: If the columns disagree in length, a box is not finite or has no size or type, or a score is not
@@ -84,6 +87,7 @@ class WaymoPredictions:
     types: npt.NDArray[np.uint8]
     scores: npt.NDArray[np.float32]
     overlaps_nlz: npt.NDArray[np.bool_]
+    where: str = ""
 
     def __post_init__(self) -> None:
         """Check lengths and values."""

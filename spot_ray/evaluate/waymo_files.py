@@ -55,6 +55,7 @@ BLOCK_BYTES = 4 << 20
 """How much of a file is decoded at a time: decoded objects take five times the memory."""
 
 _EXPECTED = "a serialised waymo.open_dataset.Objects message (`metrics.proto`)"
+_AGAIN = "download it again, or write it with the benchmark's own tools"
 
 
 def read_truth(uri: str) -> WaymoTruth:
@@ -66,6 +67,8 @@ def read_truth(uri: str) -> WaymoTruth:
     keys: dict[FrameKey, int] = {}
     block = np.dtype([*_COLUMNS, ("points", np.int32), ("level", np.uint8)])
     rows = _read(uri, block, keys, lambda o: (o.object.num_lidar_points_in_box, o.object.detection_difficulty_level))
+    if not len(rows):
+        raise DataError("the file is empty", where=uri, expected=_EXPECTED, remedy=_AGAIN)
     return _located(
         uri,
         lambda: WaymoTruth(
@@ -76,12 +79,13 @@ def read_truth(uri: str) -> WaymoTruth:
             boxes=rows["box"],
             types=rows["type"],
             levels=levels_of(rows["points"], rows["level"]),
+            where=uri,
         ),
     )
 
 
 def read_predictions(uri: str) -> WaymoPredictions:
-    """Read predictions in the benchmark's submission format.
+    """Read predictions in the benchmark's submission format; an empty file is an `Objects` message without any.
 
     Raises:
         DataError: Naming the file and the prediction, if the file is missing or no `Objects` message, a box is not
@@ -100,6 +104,7 @@ def read_predictions(uri: str) -> WaymoPredictions:
             types=rows["type"],
             scores=rows["score"],
             overlaps_nlz=rows["overlaps_nlz"],
+            where=uri,
         ),
     )
 
@@ -149,6 +154,8 @@ def _read(
 ) -> npt.NDArray[np.void]:
     """Return (N,) rows of an `Objects` file, and put its frames into `keys` in the order in which they come.
 
+    An empty file has none: so a message without objects is written.
+
     Args:
         uri: The file.
         dtype: Of a row: `_COLUMNS` and more.
@@ -173,6 +180,8 @@ def _read(
             rows.append((keys.setdefault(key, len(keys)), numbers, kind, *more(o)))
         blocks.append(np.array(rows, dtype))
         num_rows += len(rows)
+    if len(blocks) > 1 and not num_rows:
+        raise DataError("the message holds no object", where=uri, expected=_EXPECTED, remedy=_AGAIN)
     return np.concatenate(blocks)
 
 
@@ -195,7 +204,6 @@ def _refusal(message: Any, uri: str, number: int) -> DataError:
 def _messages(uri: str) -> Iterator[Any]:
     """Yield the content of an `Objects` file in parts, each an `Objects` message of its own."""
     system, path = uris.filesystem(uri)
-    remedy = "download it again, or write it with the benchmark's own tools"
     with uris.refusals_told("read the file", uri), system.open_input_stream(path, compression=None) as stream:
         rest, position = b"", 0
         while block := stream.read(BLOCK_BYTES):
@@ -203,19 +211,17 @@ def _messages(uri: str) -> Iterator[Any]:
             whole = int(_whole_fields(np.frombuffer(data, np.uint8)))
             where = f"{uri}, bytes {position} to {position + (len(data) if whole < 0 else whole) - 1}"
             if whole < 0:
-                raise DataError("the bytes are no fields of a message", where=where, expected=_EXPECTED, remedy=remedy)
+                raise DataError("the bytes are no fields of a message", where=where, expected=_EXPECTED, remedy=_AGAIN)
             if whole:
-                yield decode(CLASSES["Objects"], data[:whole], where=where, expected=_EXPECTED, remedy=remedy)
+                yield decode(CLASSES["Objects"], data[:whole], where=where, expected=_EXPECTED, remedy=_AGAIN)
             rest, position = data[whole:], position + whole
         if rest:
             raise DataError(
                 f"the file ends within an object: {len(rest)} bytes are left",
                 where=uri,
                 expected=_EXPECTED,
-                remedy=remedy,
+                remedy=_AGAIN,
             )
-        if not position:
-            raise DataError("the file is empty", where=uri, expected=_EXPECTED, remedy=remedy)
 
 
 @numba.njit(cache=True)

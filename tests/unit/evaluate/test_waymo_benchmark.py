@@ -104,7 +104,6 @@ def test_labelled_difficulty_counts_more_than_points(tmp_path: Path) -> None:
     )
     truth = BENCHMARK.dataset_truth(write(tmp_path / "data", [sweep("a", 0, boxes)]), [0])
     assert truth.levels.tolist() == [2, 1, 0, 2]
-    assert truth.class_names == ("vehicle", "pedestrian", "sign")
 
 
 def test_means_are_over_the_classes_that_a_dataset_has(tmp_path: Path) -> None:
@@ -129,11 +128,31 @@ def test_means_are_over_the_classes_that_a_dataset_has(tmp_path: Path) -> None:
     assert scores.figures["L2/mAP"] == pytest.approx(0.5)
     assert scores.figures["L2/AP/pedestrian"] == 0
     assert "L2/AP/cyclist" not in scores.figures
+    assert "There is no box of" not in scores.table
+    # A class that the dataset detects and of which there is no box counts 0, as with the official file.
+    dataset = write(tmp_path / "cars", [sweep("a", 0, labels(0, (2, 2)))], classes)
+    truth = BENCHMARK.dataset_truth(dataset, [0])
+    assert truth.class_names == ("vehicle", "pedestrian")
+    scores = BENCHMARK.score(truth, BENCHMARK.from_detections(dataset, [0], as_found(dataset, [0])))
+    assert scores.figures["L2/AP/vehicle"] == pytest.approx(1.0)
+    assert scores.figures["L2/mAP"] == pytest.approx(0.5)
+    assert "There is no box of pedestrian: 0 in the means" in scores.table
+
+
+def test_the_means_do_not_depend_on_where_the_truth_comes_from(tmp_path: Path) -> None:
+    dataset = write(tmp_path / "data", [sweep("a", 0, labels(0, (101, 101, 104)))])
+    found = BENCHMARK.from_detections(dataset, [0], as_found(dataset, [0]))
+    of_dataset = BENCHMARK.score(BENCHMARK.dataset_truth(dataset, [0]), found)
+    official = BENCHMARK.score(BENCHMARK.official_truth(official_file(tmp_path / "gt.bin", dataset, [0])), found)
+    assert of_dataset.figures["L1/mAP"] == pytest.approx(2 / 3)
+    assert official.figures["L1/mAP"] == pytest.approx(2 / 3)
 
 
 def test_frames_that_do_not_exist_are_named(dataset: Dataset) -> None:
     truth = BENCHMARK.dataset_truth(dataset, [0, 1])
-    with pytest.raises(DataError, match=f"1 frames that do not exist, the first is frame a/{START_US + 200_000}"):
+    with pytest.raises(
+        DataError, match=f"1 of 3 frames of the predictions .* the first is frame a/{START_US + 200_000}"
+    ):
         BENCHMARK.score(truth, BENCHMARK.from_detections(dataset, [0, 1, 2], as_found(dataset, [0, 1, 2])))
 
 
@@ -152,8 +171,24 @@ def test_a_file_may_have_nothing_for_a_frame_but_not_for_a_segment(dataset: Data
     assert scores.figures["L2/AP/vehicle"] == pytest.approx(5 / 6, abs=1e-6)
     assert "1 of 6 frames have no prediction." in str(scores)
     BENCHMARK.write(BENCHMARK.from_detections(dataset, range(3), found[:3]), uri)
-    with pytest.raises(DataError, match="1 of 2 segments have no predictions for any frame, the first is b"):
+    with pytest.raises(DataError, match="1 of 2 segments have no predictions for any frame, the first is b") as error:
         BENCHMARK.score(truth, BENCHMARK.read(uri))
+    assert error.value.where == uri
+
+
+def test_nothing_found_can_be_scored_before_predicting_and_from_its_file(dataset: Dataset, tmp_path: Path) -> None:
+    nothing = BENCHMARK.from_detections(dataset, range(6), [Detections.empty()] * 6)
+    uri = str(tmp_path / "predictions.bin")
+    BENCHMARK.check_place(uri)
+    BENCHMARK.write(nothing, uri)
+    official = BENCHMARK.official_truth(official_file(tmp_path / "gt.bin", dataset, range(6)))
+    for truth in (BENCHMARK.dataset_truth(dataset, range(6)), official):
+        for found in (nothing, BENCHMARK.read(uri)):
+            scores = BENCHMARK.score(truth, found)
+            assert set(scores.figures.values()) == {0.0}
+            assert "6 of 6 frames have no prediction." in scores.table
+    with pytest.raises(DataError, match="cannot write the file: is a directory"):
+        BENCHMARK.check_place(str(tmp_path))
 
 
 def official_file(path: Path, dataset: Dataset, frames: Sequence[int]) -> str:
@@ -183,6 +218,8 @@ def test_official_files_are_found_in_their_folder(dataset: Dataset, tmp_path: Pa
     with pytest.raises(DataError, match="no files of ground truth of the split 'train'"):
         BENCHMARK.official_truth(str(folder), split="train")
     official_file(folder / "training_ground_truth_objects_gt.bin", dataset, range(2))
+    with pytest.raises(DataError, match=r"there is no split 'vall'[\s\S]*did you mean 'val'"):
+        BENCHMARK.official_truth(str(folder), split="vall")
     with pytest.raises(DataError, match="2 files of ground truth: training_"):
         BENCHMARK.official_truth(str(folder))
     assert len(BENCHMARK.official_truth(str(folder), split="train").frames) == 2
@@ -198,8 +235,11 @@ def test_the_official_file_scores_all_classes_and_knows_segments_only(dataset: D
     assert BENCHMARK.score(truth, predictions).figures["L2/APH/sign"] == 0
     # A frame of the segment that the file has no label in: false positives, as the official code counts them.
     later = replace(predictions, frames=(("a", START_US), ("a", START_US + 100_000), ("a", 7)), every_frame=False)
-    assert 0 < BENCHMARK.score(truth, later).figures["L2/AP/vehicle"] < 1
-    with pytest.raises(DataError, match="1 frames that do not exist, the first is frame c/7"):
+    scores = BENCHMARK.score(truth, later)
+    assert 0 < scores.figures["L2/AP/vehicle"] < 1
+    assert "1 predicted frames have no true box, or do not exist" in scores.table
+    assert "predicted frames" not in BENCHMARK.score(truth, predictions).table
+    with pytest.raises(DataError, match=r"1 of 3 frames of the predictions .* the first is frame c/7"):
         BENCHMARK.score(truth, replace(later, frames=(*later.frames[:2], ("c", 7))))
 
 
@@ -222,7 +262,7 @@ def test_a_dataset_that_cannot_be_scored_is_told(tmp_path: Path, dataset: Datase
     with pytest.raises(DataError, match="how many points"):
         BENCHMARK.dataset_truth(broken, [1])
     other = Taxonomy("other", PAPER_CLASSES, (SourceClass(1, "car", "vehicle", "Car"),), detection_classes=("Car",))
-    with pytest.raises(DataError, match="the detection classes are Car"):
+    with pytest.raises(DataError, match="the dataset's detection class 'Car'"):
         BENCHMARK.dataset_truth(write(tmp_path / "other", [sweep("a", 0, None)], other), [0])
     with pytest.raises(DataError, match="a detection has the class 5"):
         found = as_found(dataset, [0])[0]
