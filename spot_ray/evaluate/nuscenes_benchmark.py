@@ -180,16 +180,22 @@ class NuscenesBenchmark:
         refuse_missing(missing, len(truth.samples), predictions=where, empty="an empty list")
         renumbered = np.array([place[token] for token in predictions.samples], dtype=np.int32)
         boxes = dataclasses.replace(predictions.boxes, sample=renumbered[predictions.boxes.sample])
-        notes = predictions.notes
         count = counted(boxes, truth.ego_xy, truth.racks)
+        true = truth.boxes.take(counted(truth.boxes, truth.ego_xy, truth.racks))
         metrics = evaluate(
-            truth.boxes.take(counted(truth.boxes, truth.ego_xy, truth.racks)),
+            true,
             boxes.take(count),
             predictions.scores[count],
             num_samples=len(truth.samples),
             class_names=truth.class_names,
             error_names=truth.error_names,
         )
+        notes = list(predictions.notes)
+        without = [name for name in truth.class_names if DETECTION_CLASSES.index(name) not in true.label]
+        if without:
+            notes.insert(
+                0, f"no truth that counts: {', '.join(without)}; AP 0 and errors 1, as the official code has it"
+            )
         return Scores(
             metric=self.name, figures=_figures(metrics), headline="NDS", table="\n".join([_table(metrics), *notes])
         )

@@ -204,6 +204,11 @@ def test_a_dataset_with_some_of_the_classes_is_scored_over_them(tmp_path: Path) 
     assert "mAAE" not in scores.figures
     assert "not in the NDS, as there is no truth for it: mAAE" in scores.table
     assert "means over 3 of the benchmark's 10 classes" in scores.table
+    assert "no truth" not in scores.table.replace("there is no truth", "")
+    pedestrians = truth.boxes.label == DETECTION_CLASSES.index("pedestrian")
+    fewer = BENCHMARK.score(dataclasses.replace(truth, boxes=truth.boxes.take(~pedestrians)), predictions)
+    assert fewer.figures["mAP"] == pytest.approx(2 / 3)
+    assert "no truth that counts: pedestrian; AP 0 and errors 1" in fewer.table
     some = dataclasses.replace(predictions, boxes=predictions.boxes.take(predictions.boxes.label != 0))
     some = dataclasses.replace(some, scores=predictions.scores[predictions.boxes.label != 0])
     # A third of the mAP, and of each of four errors: 1 for the cars.
