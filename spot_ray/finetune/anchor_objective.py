@@ -43,7 +43,10 @@ def anchor_objective(head: AnchorHead, config: AnchorLossConfig) -> Callable[[He
             (sample, head.channel_of_anchor[anchor], y, x),
         )
         residuals = residual_loss(
-            outputs["box"][sample, anchor, :, y, x], targets.residuals, velocity_weight=config.velocity_weight
+            outputs["box"][sample, anchor, :, y, x],
+            targets.residuals,
+            velocity_weight=config.velocity_weight,
+            beta=config.smooth_l1_beta,
         )
         directions = direction_loss(outputs["direction"][sample, anchor, :, y, x], targets.directions)
 

@@ -11,8 +11,6 @@ from torch.nn import functional
 
 FOCAL_ALPHA = 0.25
 """α of the focal loss: weight of what is true; what is not weighs 1 - α."""
-SMOOTH_L1_BETA = 1 / 9
-"""Difference from which on the smooth L1 loss grows linearly."""
 _YAW = 6
 _SIZE_OF_BOX = 7
 
@@ -66,13 +64,14 @@ class _SigmoidFocalLoss(torch.autograd.Function):
         return (scaled, *(None for _ in ctx.needs_input_grad[1:]))
 
 
-def residual_loss(predicted: Tensor, truth: Tensor, *, velocity_weight: float) -> Tensor:
+def residual_loss(predicted: Tensor, truth: Tensor, *, velocity_weight: float, beta: float) -> Tensor:
     """Sum the smooth L1 losses of each box's residuals; of yaw, that of the difference's sine (SECOND, Eq. 6).
 
     Args:
         predicted: (P, 7) or, with velocities, (P, 9) float32 residuals, yaw in column 6.
         truth: Like `predicted`; velocities are NaN where unknown, and then cost nothing.
         velocity_weight: Weight of the velocities' components; the others weigh 1.
+        beta: Difference from which on the loss grows linearly; 0: plain L1.
 
     Returns:
         (P,) float32.
@@ -87,7 +86,7 @@ def residual_loss(predicted: Tensor, truth: Tensor, *, velocity_weight: float) -
         ),
         dim=1,
     )
-    loss = functional.smooth_l1_loss(difference, torch.zeros_like(difference), reduction="none", beta=SMOOTH_L1_BETA)
+    loss = functional.smooth_l1_loss(difference, torch.zeros_like(difference), reduction="none", beta=beta)
     return loss[:, :_SIZE_OF_BOX].sum(dim=1) + velocity_weight * loss[:, _SIZE_OF_BOX:].sum(dim=1)
 
 

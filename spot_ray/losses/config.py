@@ -1,4 +1,4 @@
-"""Weights of the pre-training loss."""
+"""Weights of the losses of pre-training and of detectors."""
 
 from __future__ import annotations
 
@@ -30,9 +30,7 @@ class LossConfig:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        for name in ("lovasz_weight", "foreground_weight", "background_weight", "empty_weight"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ConfigError(f"{name} is {getattr(self, name)}", where=f"loss.{name}", expected="at least 0")
+        _check_not_negative(self, "lovasz_weight", "foreground_weight", "background_weight", "empty_weight")
 
 
 @dataclass(frozen=True)
@@ -49,6 +47,10 @@ class CenterLossConfig:
     box_weight: float = 0.25
     velocity_weight: float = 0.2
 
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        _check_not_negative(self, "heatmap_weight", "box_weight", "velocity_weight")
+
 
 @dataclass(frozen=True)
 class AnchorLossConfig:
@@ -60,6 +62,7 @@ class AnchorLossConfig:
         box_weight: Weight of the regressions.
         direction_weight: Weight of the directions.
         velocity_weight: Weight of a velocity's components within the regressions; the others weigh 1.
+        smooth_l1_beta: Difference from which on a regression's loss grows linearly; 0: from the start, plain L1.
     """
 
     class_weight: float = 1.0
@@ -67,3 +70,16 @@ class AnchorLossConfig:
     box_weight: float = 2.0
     direction_weight: float = 0.2
     velocity_weight: float = 0.2
+    smooth_l1_beta: float = 1 / 9
+
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        weights = ("class_weight", "negative_weight", "box_weight", "direction_weight", "velocity_weight")
+        _check_not_negative(self, *weights, "smooth_l1_beta")
+
+
+def _check_not_negative(loss: LossConfig | CenterLossConfig | AnchorLossConfig, *names: str) -> None:
+    for name in names:
+        value = getattr(loss, name)
+        if not 0 <= value < math.inf:
+            raise ConfigError(f"{name} is {value}", where=f"loss.{name}", expected="at least 0, finite")

@@ -87,16 +87,22 @@ def test_residual_loss_worked_by_hand() -> None:
     predicted[1, 6] = math.pi + 0.05  # half a circle more costs nothing
     predicted[1, 7], predicted[1, 8] = 3.0, 1.0
     truth[1, 8] = math.nan
-    loss = residual_loss(predicted, truth, velocity_weight=0.2)
+    loss = residual_loss(predicted, truth, velocity_weight=0.2, beta=1 / 9)
     expected = [4.5 * 0.01 + 2 - 1 / 18, 4.5 * math.sin(0.05) ** 2 + 0.2 * (3 - 1 / 18)]
     torch.testing.assert_close(loss, torch.tensor(expected))
+
+
+def test_without_a_bend_the_residual_loss_is_plain_l1() -> None:
+    predicted = torch.tensor([[0.1, -0.05, 0.0, 2.0, 0.0, 0.0, math.pi - 0.1]])
+    loss = residual_loss(predicted, torch.zeros(1, 7), velocity_weight=1.0, beta=0.0)
+    torch.testing.assert_close(loss, torch.tensor([0.1 + 0.05 + 2 + math.sin(0.1)]))
 
 
 def test_unknown_velocities_teach_nothing_and_spoil_nothing() -> None:
     truth = torch.full((3, 9), 0.5)
     truth[1, 7:] = math.nan
     predicted = torch.zeros(3, 9, requires_grad=True)
-    residual_loss(predicted, truth, velocity_weight=1.0).sum().backward()
+    residual_loss(predicted, truth, velocity_weight=1.0, beta=1 / 9).sum().backward()
     assert predicted.grad is not None
     assert predicted.grad.isfinite().all()
     assert predicted.grad[1, 7:].tolist() == [0.0, 0.0]
@@ -108,7 +114,7 @@ def test_half_a_circle_costs_nothing(turns: int) -> None:
     truth = torch.randn(5, 7, generator=torch.Generator().manual_seed(0))
     predicted = truth.clone()
     predicted[:, 6] += turns * math.pi
-    assert residual_loss(predicted, truth, velocity_weight=1.0).max() < 1e-10
+    assert residual_loss(predicted, truth, velocity_weight=1.0, beta=1 / 9).max() < 1e-10
 
 
 def test_direction_loss_is_a_cross_entropy() -> None:
