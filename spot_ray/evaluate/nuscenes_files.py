@@ -31,10 +31,12 @@ BOX_FIELDS = pa.schema(
         pa.field("detection_name", pa.string(), nullable=False),
         pa.field("detection_score", pa.float64(), nullable=False),
         pa.field("attribute_name", pa.string(), nullable=False),
-        pa.field("num_pts", pa.int64()),
+        pa.field("num_pts", pa.float64()),
     ]
 )
 """The fields of a box; `num_pts` may lack, and others may be there."""
+
+_FORM = '{"meta": {…}, "results": {SAMPLE_TOKEN: [BOX, …], …}}'
 
 LIDAR_ONLY = {"use_camera": False, "use_lidar": True, "use_radar": False, "use_map": False, "use_external": False}
 """The `meta` of predictions from LiDAR alone."""
@@ -83,7 +85,7 @@ def read_predictions(uri: str) -> NuscenesPredictions:
         return f"box {row - sum(counts[:k])} of sample {samples[k]}"
 
     rows = Rows(BOX_FIELDS, name=name, where=uri)
-    meta = _read_members(JsonText(uris.read_bytes(uri), uri), rows, samples, counts)
+    meta = _read_members(JsonText(uris.read_bytes(uri), uri, _FORM), rows, samples, counts)
     table = rows.table()
     sample = np.repeat(np.arange(len(samples), dtype=np.int32), counts)
     check = _Check(table, name, uri)
@@ -102,7 +104,8 @@ def read_predictions(uri: str) -> NuscenesPredictions:
     check.all((rotation != 0).any(axis=1), "rotation", "a quaternion w, x, y, z")
     scores = table.column("detection_score").to_numpy()
     check.all(np.isfinite(scores) & (scores >= 0), "detection_score", "a number, 0 or more")
-    num_points = pc.min_element_wise(pc.fill_null(table.column("num_pts"), -1), np.iinfo(np.int32).max)
+    num_points = pc.fill_null(table.column("num_pts"), -1).to_numpy()
+    check.all(np.isfinite(num_points), "num_pts", "a number")
     boxes = NuscenesBoxes(
         sample=sample,
         label=check.names("detection_name", DETECTION_CLASSES),
@@ -111,7 +114,7 @@ def read_predictions(uri: str) -> NuscenesPredictions:
         rotation=rotation,
         velocity=check.numbers("velocity", 2, finite=False),
         attribute=check.names("attribute_name", ("", *ATTRIBUTES)) - np.int8(1),
-        num_points=num_points.to_numpy().astype(np.int32),
+        num_points=np.clip(num_points, -1, np.iinfo(np.int32).max).astype(np.int32),
     )
     return NuscenesPredictions(tuple(samples), boxes, scores, meta, where=uri)
 
@@ -179,7 +182,7 @@ def _read_members(text: JsonText, rows: Rows, samples: list[str], counts: list[i
         raise DataError(
             "the file has no 'results'" if not has_results else "the file has no 'meta' that is an object",
             where=text.where,
-            expected='{"meta": {…}, "results": {SAMPLE_TOKEN: [BOX, …], …}}',
+            expected=_FORM,
         )
     return meta
 

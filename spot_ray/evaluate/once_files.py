@@ -130,6 +130,8 @@ def _read_sequence(root: str, sequence_id: str) -> Iterable[tuple[FrameKey, Once
 def read_predictions(uri: str) -> OncePredictions:
     """Read a submission as JSON.
 
+    Scores are 0 to 1, as everywhere here and as public detectors write them; the official code would take any.
+
     Raises:
         DataError: If it is no JSON of this form, a frame occurs twice, or a box is broken, naming frame and box.
     """
@@ -168,7 +170,7 @@ def _found(row: dict[str, Any], where: str) -> OnceBoxes:
         )
     names, scores, boxes = lists
     for m, score in enumerate(scores):
-        if not release.are_numbers([score], 1) or score < 0:
+        if not release.are_numbers([score], 1) or not 0 <= score <= 1:
             raise DataError(f"the score of box {m} is {release.shorten(score)}", where=where, expected="0 to 1")
     return OnceBoxes(
         release.read_boxes(boxes, where),
@@ -275,5 +277,8 @@ def _read_text(uri: str) -> str:
 def _read_json(uri: str, *, expected: str = "", remedy: str = "") -> Any:
     try:
         return json.loads(uris.read_bytes(uri))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"not valid JSON: {error}", where=uri, expected=expected, remedy=remedy) from None
+    except RecursionError:
+        why = "it is nested too deeply"
+    except ValueError as error:  # also of numbers of more digits than Python takes
+        why = str(error)
+    raise DataError(f"not valid JSON: {why}", where=uri, expected=expected, remedy=remedy)

@@ -25,8 +25,10 @@ CHUNK_BYTES = 1 << 26
 
 _AGAIN = "the file is cut or damaged: write or download it again"
 _SPACE = re.compile(rb"[ \t\n\r]*")
-_ROW = re.compile(r"(.*) in row (\d+)$", re.DOTALL)
 _END, _FULL, _BROKEN = range(3)
+_KINDS = {b"{": "an object", b"[": "a list", b'"': "a string", b"t": "true", b"f": "false", b"n": "null"}
+_KINDS |= dict.fromkeys((b"-", *(b"%d" % digit for digit in range(10))), "a number")
+"""What a value is, by its first character."""
 
 
 class JsonText:
@@ -35,10 +37,12 @@ class JsonText:
     Args:
         data: The text.
         where: Its file, for messages.
+        expected: What it should hold, for messages.
     """
 
-    def __init__(self, data: bytes, where: str) -> None:
+    def __init__(self, data: bytes, where: str, expected: str = "") -> None:
         self.where = where
+        self.expected = expected
         self._data = data
         self._bytes = np.frombuffer(data, dtype=np.uint8)
         self._at = 0
@@ -60,6 +64,15 @@ class JsonText:
             self.refuse(f"expecting {character.decode()!r}")
         self._at += 1
 
+    def open(self, bracket: bytes) -> None:
+        """Take the bracket that an object or a list begins with.
+
+        Raises:
+            DataError: If something else comes next.
+        """
+        self._refuse_other_than(bracket)
+        self.take(bracket)
+
     def value(self) -> Any:
         """Take and return the value that comes next.
 
@@ -70,7 +83,9 @@ class JsonText:
         end = _end_of_value(self._bytes, self._at)
         try:
             value = json.loads(self._data[self._at : end])
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        except RecursionError:
+            self.refuse("it is nested too deeply")
+        except ValueError as error:  # also of numbers of more digits than Python takes
             self.refuse(str(error))
         self._at = end
         return value
@@ -89,7 +104,7 @@ class JsonText:
         Raises:
             DataError: If something else comes next, or an object is broken.
         """
-        self.take(b"[")
+        self.open(b"[")
         state, count, comma = _FULL, 0, False
         while state == _FULL:
             state, self._at, written, copied = _copy_objects(self._bytes, self._at, into.lines, into.filled, comma)
@@ -101,6 +116,8 @@ class JsonText:
                     self.refuse(f"an object is longer than {len(into.lines)} bytes")
                 into.parse()
         if state == _BROKEN:
+            if self._data[max(0, self._at - 80) : self._at].rstrip()[-1:] in (b"[", b","):
+                self._refuse_other_than(b"{")
             self.refuse(f"expecting object {count} of a list, ',' or ']'")
         return count
 
@@ -117,14 +134,25 @@ class JsonText:
         """Raise the error of text that is no JSON, or another one."""
         near = self._data[self._at : self._at + 80].decode(errors="replace")
         what = f"not valid JSON at byte {self._at}: {why}" + (f"; there is {near!r}" if near else "; the file ends")
-        raise DataError(what, where=self.where, remedy=_AGAIN)
+        raise DataError(what, where=self.where, expected=self.expected, remedy=_AGAIN)
+
+    def _refuse_other_than(self, bracket: bytes) -> None:
+        """Raise the error of JSON of another shape, if what comes next is the beginning of another value."""
+        found = _KINDS.get(self.next())
+        if found is not None and found != _KINDS[bracket]:
+            near = self._data[self._at : self._at + 40].decode(errors="replace")
+            raise DataError(
+                f"there is {found} where {_KINDS[bracket]} should be, at byte {self._at}: {near!r}",
+                where=self.where,
+                expected=self.expected,
+            )
 
 
 class _Members:
     def __init__(self, text: JsonText) -> None:
         self._text = text
         self._keys: set[str] = set()
-        text.take(b"{")
+        text.open(b"{")
 
     def __iter__(self) -> _Members:
         return self
@@ -192,15 +220,9 @@ class Rows:
         if not self._waiting:
             return
         try:
-            part = arrow_json.read_json(
-                pa.BufferReader(pa.py_buffer(self.lines[: self.filled])),
-                read_options=arrow_json.ReadOptions(use_threads=False, block_size=self.filled + 1),
-                parse_options=arrow_json.ParseOptions(
-                    explicit_schema=self._lenient, unexpected_field_behavior="ignore"
-                ),
-            )
-        except pa.ArrowInvalid as error:
-            self._refuse(str(error))
+            part = self._columns(self.lines[: self.filled])
+        except pa.ArrowInvalid:
+            self._refuse()
         # Two values on a line would be two rows.
         assert part.num_rows == self._waiting
         for column in self._schema.names:
@@ -225,15 +247,39 @@ class Rows:
         self.parse()
         return pa.concat_tables([self._schema.empty_table(), *self._parts])
 
-    def _refuse(self, message: str) -> NoReturn:
-        """Raise the error of what Arrow could not parse, the row called by its name."""
-        # Arrow: "JSON parse error: Column(/size/[]) changed from number to string in row 7".
-        found = _ROW.match(message)
-        what, row = (found[1], int(found[2])) if found else (message, 0)
-        what = what.removeprefix("JSON parse error: ").replace("Column(/", "the field (").replace("changed", "changes")
-        name = self._name(self._parsed + row)
-        name = f"{name} is broken" if found else f"{name}, or one of the {self._waiting} from there on, is broken"
-        raise DataError(f"{name}: {what}", where=self._where, expected=_told(self._schema))
+    def _columns(self, lines: npt.NDArray[np.uint8]) -> pa.Table:
+        """Return the objects of lines as columns."""
+        return arrow_json.read_json(
+            pa.BufferReader(pa.py_buffer(lines)),
+            read_options=arrow_json.ReadOptions(use_threads=False, block_size=len(lines) + 1),
+            parse_options=arrow_json.ParseOptions(explicit_schema=self._lenient, unexpected_field_behavior="ignore"),
+        )
+
+    def _refuse(self) -> NoReturn:
+        """Raise the error of lines that Arrow cannot parse, the first such row called by its name."""
+        # Arrow does not always tell the row, so it is searched by halves.
+        ends = np.flatnonzero(self.lines[: self.filled] == ord("\n")) + 1
+        starts = np.concatenate([[0], ends[:-1]])
+        first, behind = 0, len(ends)
+        while behind - first > 1:
+            middle = (first + behind) // 2
+            if self._error_of(self.lines[starts[first] : ends[middle - 1]]):
+                behind = middle
+            else:
+                first = middle
+        # Arrow: "JSON parse error: Column(/size/[]) changed from number to string in row 0".
+        what = self._error_of(self.lines[starts[first] : ends[first]]).removeprefix("JSON parse error: ")
+        what = what.removesuffix(" in row 0").replace("Column(/", "the field (").replace("changed", "changes")
+        name = self._name(self._parsed + first)
+        raise DataError(f"{name} is broken: {what}", where=self._where, expected=_told(self._schema))
+
+    def _error_of(self, lines: npt.NDArray[np.uint8]) -> str:
+        """Return what Arrow says against lines; empty: nothing."""
+        try:
+            self._columns(lines)
+        except pa.ArrowInvalid as error:
+            return str(error)
+        return ""
 
 
 def read_list(
@@ -251,7 +297,7 @@ def read_list(
         DataError: If it is no list of objects, one lacks a field or has one of another type.
     """
     rows = Rows(schema, name=lambda n: f"row {n}", where=where, keep=keep)
-    text = JsonText(data, where)
+    text = JsonText(data, where, "a list of objects")
     text.rows(rows)
     text.end()
     return rows.table()

@@ -6,8 +6,8 @@ files hands their content in: a conversion also keeps a hash of them.
 
 from __future__ import annotations
 
-import math
 import re
+import sys
 from collections.abc import Callable
 from typing import Any, TypeGuard
 
@@ -196,11 +196,12 @@ def read_boxes(rows: list[Any], where: str) -> npt.NDArray[np.float64]:
 
 def are_numbers(values: object, count: int) -> TypeGuard[list[float]]:
     """Tell whether something that JSON held is a list of so many finite numbers."""
-    return (
-        isinstance(values, list)
-        and len(values) == count
-        and all(isinstance(v, int | float) and math.isfinite(v) for v in values)
-    )
+    return isinstance(values, list) and len(values) == count and all(map(_is_number, values))
+
+
+def _is_number(value: object) -> bool:
+    # JSON's integers have any size, and its true is an int to Python.
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 def shorten(value: object) -> str:

@@ -57,11 +57,16 @@ def test_rows_to_keep_are_chosen_part_by_part(monkeypatch: pytest.MonkeyPatch) -
     ("text", "what"),
     [
         ("", r"expecting '\['; the file ends"),
-        ('{"name": 1}', r"expecting '\['"),
+        ('{"name": 1}', "there is an object where a list should be, at byte 0"),
+        (" null", "there is null where a list should be, at byte 1"),
+        ("junk", r"not valid JSON at byte 0: expecting '\['"),
         ('[{"name": "a", "xyz": []}', "expecting object 1 of a list"),
         ('[{"name": "a", "xyz": []},]', "expecting object 1 of a list"),
         ('[{"name": "a", "xyz": []} {"name": "b", "xyz": []}]', "expecting object 1 of a list"),
-        ("[7]", "expecting object 0"),
+        ("[7]", "there is a number where an object should be, at byte 1: '7]'"),
+        ('[{"name": "a", "xyz": []}, [1]]', "there is a list where an object should be, at byte 27"),
+        ("[x]", "not valid JSON at byte 1: expecting object 0"),
+        ('[{"name": "a", "xyz": []} 7]', "not valid JSON at byte 26: expecting object 1"),
         ('[{"name": "a', "expecting object 0"),
         ('[{"name": "a", "xyz": []}] 7', "something follows"),
         ('[{"name": "a", "xyz": []}, {"name": "b"}]', "row 1 has no 'xyz'"),
@@ -69,10 +74,11 @@ def test_rows_to_keep_are_chosen_part_by_part(monkeypatch: pytest.MonkeyPatch) -
         ('[{"name": "a", "xyz": []}, {"name": 7, "xyz": []}]', "row 1 is broken.*name.*string to number"),
         ('[{"name": "a", "xyz": ["1"]}]', "row 0 is broken"),
         ('[{"name": "a", "xyz": [1,]}]', "row 0 is broken"),
-        ('[{"name": "a", "xyz": [1]], "count": {}]', "expecting object 1"),
+        ('[{"name": "a", "xyz": [1]], "count": {}]', "there is a string where an object should be"),
         ('[{"name": "a", "xyz": [1}]]', "row 0 is broken"),
         ('[{"name": "a", "name": "b", "xyz": []}]', "row 0 is broken.*twice"),
-        ('[{"name": "a", "xyz": [], "count": 1.5}]', "row 0, or one of the 1"),
+        ('[{"name": "a", "xyz": [], "count": 1.5}]', "row 0 is broken.*1.5"),
+        ('[{"name": "a", "xyz": [1e999]}]', "row 0 is broken"),
     ],
 )
 def test_broken_text_is_refused(text: str, what: str) -> None:
@@ -85,6 +91,12 @@ def test_the_row_is_named_by_its_number_in_the_file(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(json_rows, "CHUNK_BYTES", 100)
     rows: list[dict[str, Any]] = [{"name": str(i), "xyz": []} for i in range(20)]
     rows[13]["xyz"] = "none"
+    with pytest.raises(DataError, match="row 13 is broken"):
+        read(json.dumps(rows))
+    rows[13] |= {"xyz": [], "count": 1.5}
+    with pytest.raises(DataError, match="row 13 is broken"):
+        read(json.dumps(rows))
+    monkeypatch.setattr(json_rows, "CHUNK_BYTES", 1 << 20)
     with pytest.raises(DataError, match="row 13 is broken"):
         read(json.dumps(rows))
 
@@ -115,6 +127,9 @@ def test_members_are_walked_in_any_order() -> None:
         (b'{"a": 1', "expecting ','"),
         (b'{"a": }', "Expecting value"),
         (b'{"a": [1}', "not valid JSON"),
+        (b"[]", "there is a list where an object should be"),
+        (b'{"a": ' + b"[" * 100_000, "nested too deeply"),
+        (b'{"a": 1' + b"0" * 5000 + b"}", "not valid JSON"),
     ],
 )
 def test_broken_objects_are_refused(text: bytes, what: str) -> None:
