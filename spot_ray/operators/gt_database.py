@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,7 +20,7 @@ from spot_ray.geometry.boxes import points_of_boxes
 from spot_ray.operators.chain import Chain, build_chain, point_columns
 from spot_ray.operators.config import DataConfig, GtSamplingConfig
 from spot_ray.operators.gt_objects import OBJECTS, TIME_LAG, GtObject, column_dtype, objects_schema, to_batch
-from spot_ray.operators.gt_origin import Made, check_made_of, digest_of, made_of, read_marker, write_marker
+from spot_ray.operators.gt_origin import Made, check_made_of, made_of, read_marker, write_marker
 from spot_ray.operators.gt_sampling import class_ids_of
 from spot_ray.operators.mixture import Mixture, box_taxonomies, class_ids, common_grid
 from spot_ray.operators.plan import Share, check_annotated, select_frames
@@ -75,13 +76,14 @@ def build_gt_database(
     places = locate(share, mixture, merge=config.merge, deskew=config.deskew)
     numbers = _numbers(mixture, ids)
     dtypes = _dtypes(mixture, config)
+    content = hashlib.blake2b(digest_size=16)
     counts, skipped = [0] * len(ids), dict[str, str]()
 
     def cut_frame(sample: Sample) -> list[GtObject]:
         return list(cut(sample, numbers[sample.slot.dataset], config.gt_sampling.min_points, tuple(dtypes)))
 
     with (
-        _writing(uris.join(uri, OBJECTS), objects_schema(dtypes)) as write,
+        _writing(uris.join(uri, OBJECTS), objects_schema(dtypes), content.update) as write,
         closing(_cut_all(chain, places, cut_frame)) as frames,
     ):
         for done, (slot, found) in enumerate(frames, start=1):
@@ -101,7 +103,7 @@ def build_gt_database(
             if on_progress is not None:
                 on_progress(done, len(share))
     names = dict(zip(config.gt_sampling.classes, counts, strict=True))
-    write_marker(uri, Made(of, digest_of(of), len(share), names, skipped))
+    write_marker(uri, Made(of, content.hexdigest(), len(share), names, skipped))
 
 
 def cut(
@@ -234,8 +236,16 @@ def _frame(chain: Chain, slot: Slot, reader: ShardReader) -> Sample | DataError:
 
 
 @contextmanager
-def _writing(uri: str, schema: pa.Schema) -> Iterator[Callable[[GtObject], None]]:
-    """Yield what writes an object to a file, which appears at the end of the block; if that fails, nothing does."""
+def _writing(
+    uri: str, schema: pa.Schema, on_content: Callable[[pa.Buffer], None]
+) -> Iterator[Callable[[GtObject], None]]:
+    """Yield what writes an object to a file, which appears at the end of the block; if that fails, nothing does.
+
+    Args:
+        uri: The file.
+        schema: Of its rows.
+        on_content: Called with what is written, batch by batch.
+    """
     file = WholeFile(uri)
     waiting: list[GtObject] = []
     size = 0
@@ -245,8 +255,10 @@ def _writing(uri: str, schema: pa.Schema) -> Iterator[Callable[[GtObject], None]
         def flush() -> None:
             nonlocal size
             if waiting:
+                batch = to_batch(waiting, schema)
+                on_content(batch.serialize())
                 with uris.refusals_told("write the file", uri):
-                    writer.write_batch(to_batch(waiting, schema))
+                    writer.write_batch(batch)
             waiting.clear()
             size = 0
 

@@ -191,24 +191,24 @@ class GtDatabase:
 
 
 @functools.lru_cache(maxsize=4)
-def open_database(uri: str, digest: str) -> GtDatabase:
+def open_database(uri: str, version: str) -> GtDatabase:
     """Open a database, once in a process.
 
     Args:
         uri: Its folder.
-        digest: `Made.digest`: another one that is written there later is opened anew.
+        version: `Made.version`: another one that is written there later is opened anew.
 
     Raises:
         DataError: If it is missing or broken, or the store fails.
     """
     objects = uris.join(uri, OBJECTS)
-    path = uris.filesystem(objects)[1] if uris.is_local(uri) else _local_copy(objects, digest)
+    path = uris.filesystem(objects)[1] if uris.is_local(uri) else _local_copy(objects, version)
     return GtDatabase(path)
 
 
-def _local_copy(uri: str, digest: str) -> str:
+def _local_copy(uri: str, version: str) -> str:
     """Return the path of a copy of an object of a store, which the processes of a machine make once."""
-    key = hashlib.blake2b(f"{uri}\n{digest}".encode(), digest_size=16).hexdigest()
+    key = hashlib.blake2b(f"{uri}\n{version}".encode(), digest_size=16).hexdigest()
     folder = Path(tempfile.gettempdir(), f"spot-ray-{os.getuid()}-objects")
     folder.mkdir(mode=0o700, exist_ok=True)
     if folder.stat().st_uid != os.getuid():

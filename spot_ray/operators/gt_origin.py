@@ -25,14 +25,14 @@ class Made:
 
     Args:
         of: What it was made of, :func:`made_of`.
-        digest: Of that; it tells this database from others.
+        version: Digest of its objects, which tells copies of it from those of one that was there before.
         num_frames: Frames that it was made of, those that were skipped included.
         num_objects: Objects of each class by name, those of all datasets together.
         skipped: Frames that could not be read, and why.
     """
 
     of: dict[str, Any]
-    digest: str
+    version: str
     num_frames: int
     num_objects: dict[str, int]
     skipped: dict[str, str]
@@ -72,11 +72,6 @@ def made_of(mixture: Mixture, config: DataConfig) -> dict[str, Any]:
         "camera_view": asdict(config.camera_view),
     }
     return dict(json.loads(json.dumps(of)))
-
-
-def digest_of(of: dict[str, Any]) -> str:
-    """Return the digest of what a database is made of."""
-    return _digest(json.dumps(of, sort_keys=True).encode())
 
 
 def read_marker(uri: str) -> Made | None:

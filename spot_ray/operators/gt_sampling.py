@@ -35,13 +35,13 @@ class Paste:
 
     Args:
         uri: The folder of the objects.
-        digest: That of its marker.
+        version: That of its marker.
         class_ids: The classes, as `box_class` has them, in the order that the database was made for.
         counts: For each, how many objects of it a frame is filled up to.
     """
 
     uri: str
-    digest: str
+    version: str
     class_ids: tuple[int, ...]
     counts: tuple[int, ...]
 
@@ -91,7 +91,7 @@ def find_paste(config: DataConfig, mixture: Mixture, *, epoch: int) -> Paste | N
             remedy="make it, or set data.gt_sampling.classes to none",
         )
     check_made_of(made, made_of(mixture, config), uri)
-    return Paste(uri, made.digest, class_ids, sampling.counts)
+    return Paste(uri, made.version, class_ids, sampling.counts)
 
 
 class PasteObjects:
@@ -175,7 +175,7 @@ def draw(chance: npt.NDArray[np.float64], size: int) -> npt.NDArray[np.int64]:
 
 def _opened(paste: Paste) -> GtDatabase:
     try:
-        return open_database(paste.uri, paste.digest)
+        return open_database(paste.uri, paste.version)
     except StoreError:
         raise
     except DataError as error:

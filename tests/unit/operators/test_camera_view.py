@@ -144,7 +144,7 @@ def test_the_database_is_of_points_in_the_view(seen_street, tmp_path):
     config = replace(CONFIG, boxes=BoxConfig("detection"), gt_sampling=GtSamplingConfig(("Car",), (5,), (1,)))
     build_gt_database(open_mixture(seen_street, labels=None), config, str(tmp_path))
     made = read_marker(str(tmp_path))
-    database = open_database(str(tmp_path), made.digest)
+    database = open_database(str(tmp_path), made.version)
     assert len(database) > 0
     for one in map(database.read, range(len(database))):
         x, y, _ = one.points["xyz"].astype(np.float64).T

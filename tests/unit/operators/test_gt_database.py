@@ -35,7 +35,7 @@ def build(source, folder, config=CONFIG, **options):
     build_gt_database(open_mixture(source, labels=None), config, uri, **options)
     made = read_marker(uri)
     assert made is not None
-    return made, open_database(uri, made.digest)
+    return made, open_database(uri, made.version)
 
 
 def objects(database):
