@@ -232,7 +232,8 @@ def finetune(
         config, data=DataSource(uri, subset=subset), out=str(folder / "run"), init=checkpoint, device=device
     )
     cost = {"training_seconds": time.time() - began, "training_cpu_seconds": time.process_time() - cpu}
-    scores = score_detector(done.checkpoint, data=uri, subset=None, split="val", device=device)
+    scores = score_detector(done.checkpoint, data=uri, split="val", device=device).scores
+    assert scores is not None
     return {
         "checkpoint": done.checkpoint,
         "steps": done.state.step,

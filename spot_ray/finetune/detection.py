@@ -29,7 +29,14 @@ from spot_ray.models.detection.head import HeadOutputs
 from spot_ray.models.sparse import SparseBackEnd
 from spot_ray.operators.batch import Batch
 from spot_ray.operators.mixture import Mixture
-from spot_ray.train.checkpoint import OCCUPANCY, CheckpointFormat, StoredWeights, read_stored, read_task
+from spot_ray.train.checkpoint import (
+    OCCUPANCY,
+    CheckpointFormat,
+    StoredWeights,
+    read_description,
+    read_stored,
+    read_task,
+)
 from spot_ray.train.checkpoint_folders import latest_checkpoint
 from spot_ray.train.labels import tensor_of
 from spot_ray.train.task import Objective, Task
@@ -75,10 +82,6 @@ class DetectionTask(Task[DetectionConfig, DetectorDescription]):
     data_classes: tuple[str, ...]
 
     @classmethod
-    def check_config(cls, config: DetectionConfig) -> None:
-        """Check nothing more than the config did itself."""
-
-    @classmethod
     def of(cls, config: DetectionConfig, mixture: Mixture) -> Self:
         """See :class:`~spot_ray.train.task.Task`."""
         names = tuple(name for group in class_groups(config.model.head.groups) for name in group)
@@ -93,6 +96,17 @@ class DetectionTask(Task[DetectionConfig, DetectorDescription]):
                 )
         lidars = (lidar.name for member in mixture.members for lidar in member.dataset.info.rig)
         return cls(config, DetectorDescription(config.data.features, names, tuple(dict.fromkeys(lidars))), known)
+
+    def check_fresh(self) -> None:
+        """Check that no encoder is frozen that has learned nothing."""
+        freeze = self.config.transfer.freeze
+        if freeze != "nothing":
+            raise ConfigError(
+                f"transfer.freeze is {freeze!r}, and there is no checkpoint to begin with",
+                where="transfer.freeze",
+                expected="nothing: what begins with random numbers has to learn",
+                remedy="name the checkpoint (--init CKPT), or set --transfer.freeze nothing",
+            )
 
     @property
     def loss_names(self) -> tuple[str, ...]:
@@ -184,7 +198,7 @@ class DetectionTask(Task[DetectionConfig, DetectorDescription]):
         latest = latest_checkpoint(uri)
         if latest is None:
             return
-        learned = read_stored(uri, DETECTION).description.class_names
+        learned = read_description(uri, DETECTION).class_names
         if learned != self.description.class_names:
             raise ConfigError(
                 f"the run detects {', '.join(self.description.class_names)} now",

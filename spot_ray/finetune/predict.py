@@ -21,6 +21,7 @@ from spot_ray.schema.detections import Detections
 from spot_ray.schema.sweep import Sweep
 from spot_ray.storage.dataset import Dataset
 from spot_ray.train.checkpoint import WeightsAsked, WeightsKind, load_strictly, read_stored
+from spot_ray.train.provenance import Provenance
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,6 +35,7 @@ class LoadedDetector:
         step: Global steps it was trained for.
         weights: Whether it holds the trained weights or their moving average.
         uri: The checkpoint.
+        provenance: What it was trained on; None: a release wrote it that did not note that.
     """
 
     model: Detector
@@ -42,6 +44,7 @@ class LoadedDetector:
     step: int
     weights: WeightsKind
     uri: str
+    provenance: Provenance | None
 
 
 def load_detector(uri: str, device: torch.device | str = "cpu", *, weights: WeightsAsked = "auto") -> LoadedDetector:
@@ -65,6 +68,7 @@ def load_detector(uri: str, device: torch.device | str = "cpu", *, weights: Weig
         step=stored.step,
         weights=stored.kind,
         uri=stored.uri,
+        provenance=stored.provenance,
     )
 
 
@@ -86,9 +90,11 @@ def predict_boxes(
         ConfigError: If the dataset lacks an input feature of the detector, or one of its classes.
         DataError: If a frame lacks one, or no point of a batch lies in the detector's range.
     """
-    number_of_class = _numbers(loaded, dataset)
-    data, features = loaded.config.data, loaded.description.features
-    check_features(features, dataset.info)
+    class_names, features = loaded.description.class_names, loaded.description.features
+    check_detects(class_names, features, dataset, where=loaded.uri)
+    known = dataset.info.taxonomy.detection_classes
+    number_of_class = np.array([known.index(name) + 1 for name in class_names], dtype=np.uint8)
+    data = loaded.config.data
     columns = input_columns(features, dataset.info, merge=data.merge, deskew=data.deskew)
     read = read_frames(dataset, frames, columns, merge=data.merge, deskew=data.deskew, camera_view=data.camera_view)
     device = next(loaded.model.parameters()).device
@@ -104,18 +110,28 @@ def predict_boxes(
             yield frame.own, _detections(boxes, number_of_class)
 
 
-def _numbers(loaded: LoadedDetector, dataset: Dataset) -> npt.NDArray[np.uint8]:
-    """Return the dataset's number of each of the detector's classes, from 1."""
+def check_detects(class_names: Sequence[str], features: Sequence[str], dataset: Dataset, *, where: str) -> None:
+    """Check that a detector can find its classes in a dataset.
+
+    Args:
+        class_names: What it finds.
+        features: Its input features.
+        dataset: The dataset.
+        where: The detector, for messages.
+
+    Raises:
+        ConfigError: If the dataset lacks an input feature, or a class.
+    """
     known = dataset.info.taxonomy.detection_classes
-    for name in loaded.description.class_names:
+    for name in class_names:
         if name not in known:
             raise ConfigError(
                 f"the detector finds {name!r}, which the dataset {dataset.info.name!r} does not know",
-                where=loaded.uri,
+                where=where,
                 expected=f"classes of {', '.join(known) or 'none'}",
                 remedy="take a dataset of the benchmark that it was fine-tuned for",
             )
-    return np.array([known.index(name) + 1 for name in loaded.description.class_names], dtype=np.uint8)
+    check_features(features, dataset.info)
 
 
 def _detections(found: FoundBoxes, number_of_class: npt.NDArray[np.uint8]) -> Detections:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import pickle
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -48,15 +51,35 @@ def finder_on_ray(num_workers: int) -> Finder:
     def find(loaded: LoadedDetector, dataset: Dataset, frames: Sequence[int], on_frame: OnFrame) -> list[Detections]:
         import ray
 
-        with ray_session(spare_cpus=num_workers):
+        with ray_session(spare_cpus=num_workers) as started_here:
             use_gpu = ray.cluster_resources().get("GPU", 0) > 0
-            return _find(loaded.uri, dataset, frames, num_workers=num_workers, use_gpu=use_gpu, on_frame=on_frame)
+            # On a cluster a detector has the one core that it asks for.
+            threads = max(1, num_cores() // num_workers) if started_here else 1
+            work = _Work(loaded.uri, dataset.uri, tuple(dataset.parts), threads)
+            return _find(work, frames, num_workers=num_workers, use_gpu=use_gpu, on_frame=on_frame)
 
     return find
 
 
+@dataclass(frozen=True)
+class _Work:
+    """What every detector is told.
+
+    Args:
+        checkpoint: The checkpoint.
+        data: The dataset.
+        parts: Its manifest parts.
+        threads: Threads of a detector that has no GPU.
+    """
+
+    checkpoint: str
+    data: str
+    parts: tuple[str, ...]
+    threads: int
+
+
 def _find(
-    checkpoint: str, dataset: Dataset, frames: Sequence[int], *, num_workers: int, use_gpu: bool, on_frame: OnFrame
+    work: _Work, frames: Sequence[int], *, num_workers: int, use_gpu: bool, on_frame: OnFrame
 ) -> list[Detections]:
     import ray.data
 
@@ -68,39 +91,46 @@ def _find(
     with quiet_data_context():
         rows = ray.data.from_blocks(pieces).map_batches(
             _Detect,
-            fn_constructor_args=(checkpoint, dataset.uri, tuple(dataset.parts)),
+            fn_constructor_args=(work,),
             batch_size=None,
             batch_format="pyarrow",
             concurrency=(1, max(1, min(num_workers, len(pieces)))),
             num_gpus=1 if use_gpu else 0,
             num_cpus=1,
         )
-        for table in rows.iter_batches(batch_size=None, batch_format="pyarrow"):
-            errors = table.column("error").drop_null()
-            if len(errors):
-                raise pickle.loads(errors[0].as_py())  # out of Ray's object store: our own worker put it there
-            for row in table.to_pylist():
-                found[row["frame"]] = _detections(row)
-            on_frame(len(found), len(frames))
+        # Closed at once on an error: collected later, perhaps after Ray has ended, it aborts the process.
+        with contextlib.closing(iter(rows.iter_batches(batch_size=None, batch_format="pyarrow"))) as tables:
+            for table in tables:
+                errors = table.column("error").drop_null()
+                if len(errors):
+                    raise pickle.loads(errors[0].as_py())  # out of Ray's object store: our own worker put it there
+                for row in table.to_pylist():
+                    found[row["frame"]] = _detections(row)
+                on_frame(len(found), len(frames))
     return [found[frame] for frame in frames]
 
 
 class _Detect:
     """A detector in a process of its own; an error of the user's travels as a row, raised where it is waited for."""
 
-    def __init__(self, checkpoint: str, data: str, parts: tuple[str, ...]) -> None:
+    def __init__(self, work: _Work) -> None:
+        self._work = work
+
+    @functools.cached_property
+    def _loaded(self) -> tuple[LoadedDetector, Dataset]:
+        """The detector and the dataset, opened with the first frames: an error of a constructor tells nobody."""
         on_gpu = torch.cuda.is_available()
         if not on_gpu:
             # Ray sets OMP_NUM_THREADS to the CPUs that a worker asks for, which is one.
-            torch.set_num_threads(max(1, min(num_cores(), 4)))
-        self._loaded = load_detector(checkpoint, "cuda" if on_gpu else "cpu")
-        self._dataset = open_dataset(data, parts=parts)
+            torch.set_num_threads(self._work.threads)
+        loaded = load_detector(self._work.checkpoint, "cuda" if on_gpu else "cpu")
+        return loaded, open_dataset(self._work.data, parts=self._work.parts)
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         """Return what is found in the frames of some rows."""
         frames = rows.column("frame").to_pylist()
         try:
-            found = [detections for _, detections in predict_boxes(self._loaded, self._dataset, frames)]
+            found = [detections for _, detections in predict_boxes(*self._loaded, frames)]
         except SpotRayError as error:
             columns: dict[str, Any] = {field.name: pa.nulls(1, field.type) for field in _SCHEMA}
             return pa.table({**columns, "error": [pickle.dumps(error)]}, schema=_SCHEMA)

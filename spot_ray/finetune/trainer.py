@@ -18,7 +18,7 @@ def finetune(
     *,
     data: Sources,
     out: str,
-    init: str | None,
+    init: str | None = None,
     resume: Resume = False,
     num_workers: NumWorkers = 1,
     cache: CacheConfig | None = None,
@@ -36,7 +36,8 @@ def finetune(
         config: The run.
         data: The datasets, each with the subset that is to be trained on; when resuming, as the run began.
         out: The run's folder: checkpoints, `config.json`, `metrics.jsonl`, TensorBoard logs.
-        init: A checkpoint, of pre-training or of a detector, or a run's folder; None: from scratch.
+        init: A checkpoint, of pre-training or of a detector, or a run's folder;
+            :data:`~spot_ray.train.run.SCRATCH`: from scratch; None: when resuming as the run began, else from scratch.
         resume: See :func:`~spot_ray.train.trainer.pretrain`, as for all below.
         num_workers: Training workers, or the fewest and the most.
         cache: Where shards of a remote store are kept on each machine.

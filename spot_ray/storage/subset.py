@@ -60,6 +60,20 @@ def draw_subset(dataset: Dataset, *, unit: Unit, fraction: float, seed: int, spl
     return Subset(unit, tuple(sorted(names[:count])), dataset.info.name, fraction, seed, split)
 
 
+def subset_of_split(dataset: Dataset, split: str) -> Subset:
+    """Return all sequences of an official split.
+
+    Raises:
+        DataError: If the dataset has no such split.
+    """
+    return draw_subset(dataset, unit="sequence", fraction=1.0, seed=0, split=split)
+
+
+def splits_of(dataset: Dataset) -> tuple[str, ...]:
+    """Return the names of a dataset's official splits, sorted."""
+    return tuple(sorted(name for name in dataset.manifest.column("split").unique().to_pylist() if name is not None))
+
+
 def write_subset(uri: str, subset: Subset) -> None:
     """Save a subset as a JSON file.
 

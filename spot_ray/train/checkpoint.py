@@ -306,13 +306,13 @@ def read_task(uri: str) -> str:
     return _read(uri, _task)
 
 
-def read_description(uri: str) -> ModelDescription:
+def read_description(uri: str, format: CheckpointFormat[D, C]) -> D:
     """Return what the weights of a checkpoint, or of the newest whole one of a run, mean.
 
     Raises:
-        CheckpointError: If the checkpoint is missing, damaged or incomplete.
+        CheckpointError: If the checkpoint is missing, damaged, incomplete or of another format.
     """
-    return _read(uri, functools.partial(_description, format=OCCUPANCY))
+    return _read(uri, functools.partial(_description, format=format))
 
 
 def read_origin(init: str | None, *, resumed: SavedCheckpoint | None) -> Origin | None:

@@ -105,7 +105,7 @@ def train_here(
     if report is not None:
         on_loaded(report)
     with hold(run.out) as lease:
-        write_run(run)
+        write_run(run, report)
         prepare_data(run)
         mixture = run.open_mixture()
         planner = run.build_planner(mixture)

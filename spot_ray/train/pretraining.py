@@ -17,7 +17,7 @@ from spot_ray.models.spot import OccupancyModel, build_model
 from spot_ray.operators.batch import Batch
 from spot_ray.operators.mixture import DataSource, Mixture
 from spot_ray.schema.taxonomy import Taxonomy
-from spot_ray.train.checkpoint import ModelDescription, read_description
+from spot_ray.train.checkpoint import OCCUPANCY, ModelDescription, read_description
 from spot_ray.train.checkpoint_folders import latest_checkpoint
 from spot_ray.train.config import PretrainConfig
 from spot_ray.train.labels import class_weights, tensor_of, to_labels
@@ -121,7 +121,7 @@ class PretrainTask(Task[PretrainConfig, ModelDescription]):
         latest = latest_checkpoint(uri)
         if latest is None:
             return
-        learned, names = read_description(uri).taxonomy.class_names, self.description.taxonomy.class_names
+        learned, names = read_description(uri, OCCUPANCY).taxonomy.class_names, self.description.taxonomy.class_names
         if learned != names:
             raise ConfigError(
                 f"the labels {self.description.labels!r} have other classes now: {', '.join(names)}",

@@ -38,6 +38,10 @@ from spot_ray.train.task import Task
 from spot_ray.train.transfer import LoadReport
 
 RECORD_FILE = "run.json"
+INIT_FILE = "init.json"
+"""What became of the weights that a run began with."""
+SCRATCH = "scratch"
+"""As `init`: random numbers, and nothing else will do."""
 GT_DATABASE = "gt_database"
 """The folder of a run that holds the objects which are pasted into its samples."""
 
@@ -151,7 +155,8 @@ def prepare_run(
         task: What it learns.
         data: The labelled datasets; when resuming, with the subsets and proportions that the run began with, or none.
         out: The run's folder.
-        init: A checkpoint to begin with, or None: when resuming, the one that the run began with.
+        init: A checkpoint to begin with; None: when resuming, what the run began with, else random numbers;
+            :data:`SCRATCH`: random numbers, also when resuming.
         resume: Go on with the run that `out` holds, on the frames that the datasets had when it began; `auto`: if it
             holds one.
         probe: The labelled dataset of the probe, or None: no probe.
@@ -201,6 +206,8 @@ def prepare_run(
             where="train.keep_best",
             expected="the labelled data of a probe (--probe-data), or another figure",
         )
+    if init is None:
+        learned.check_fresh()
     run = Run(learned, out, record, before is not None)
     if before is None:
         _check_unused(out)
@@ -211,8 +218,18 @@ def prepare_run(
     return run, report
 
 
-def write_run(run: Run) -> None:
+def recorded_sources(out: str) -> tuple[DataSource, ...] | None:
+    """Return the datasets that the run in a folder began with; None: there is no run."""
+    file = uris.join(uris.absolute(out), RECORD_FILE)
+    return from_json(RunRecord, uris.read_bytes(file), where=file).sources if uris.exists(file) else None
+
+
+def write_run(run: Run, report: LoadReport | None) -> None:
     """Write a run's config and record into its folder; whoever does so holds the folder (`lease.py`).
+
+    Args:
+        run: The run.
+        report: What became of the weights that it begins with, where there are any.
 
     Raises:
         ConfigError: If another run was begun there since this one was checked.
@@ -221,6 +238,8 @@ def write_run(run: Run) -> None:
         _check_unused(run.out)
     uris.write_bytes(uris.join(run.out, CONFIG_FILE), to_json(run.config).encode())
     uris.write_bytes(uris.join(run.out, RECORD_FILE), to_json(run.record).encode())
+    if report is not None:
+        uris.write_bytes(uris.join(run.out, INIT_FILE), to_json(report).encode())
 
 
 def prepare_data(run: Run, *, progress: bool = False) -> None:
@@ -236,8 +255,12 @@ def prepare_data(run: Run, *, progress: bool = False) -> None:
     data = run.config.data
     if not data.gt_sampling.classes:
         return
+    database = uris.join(run.out, GT_DATABASE)
+    if not run.resumed:
+        # What a run left here that never had a checkpoint may be of other frames.
+        uris.remove_tree(database)
     with shown_frames("cut out objects") if progress else contextlib.nullcontext() as on_progress:
-        build_gt_database(run.open_mixture(), data, uris.join(run.out, GT_DATABASE), on_progress=on_progress)
+        build_gt_database(run.open_mixture(), data, database, on_progress=on_progress)
 
 
 def _recorded(out: str, task: type[AnyTask]) -> RunRecord:
@@ -349,15 +372,18 @@ def _initial(init: str | None, before: RunRecord | None, out: str) -> str | None
 
     A run's folder stands for its newest checkpoint now, so that all workers begin with the same, whatever is added.
     """
-    asked = None if init is None else uris.absolute(init)
+    asked = init if init is None or init == SCRATCH else uris.absolute(init)
     if before is None:
-        return None if asked is None else resolve(asked)
-    if asked is None or before.init in (asked, *(checkpoint_folders(asked).values())):
+        return None if asked is None or asked == SCRATCH else resolve(asked)
+    began = before.init or SCRATCH
+    if asked in (None, began) or (asked != SCRATCH and began in checkpoint_folders(asked).values()):
         return before.init
     raise ConfigError(
-        f"the run did not begin with the weights of {asked}",
+        "the run did not begin from scratch"
+        if asked == SCRATCH
+        else f"the run did not begin with the weights of {asked}",
         where=uris.join(out, RECORD_FILE),
-        expected=f"--init {before.init}, or none" if before.init else "no --init",
+        expected=f"--init {began}, or none",
         remedy="leave --init out, or start a new run in another --out",
     )
 

@@ -54,12 +54,18 @@ class Task(ABC, Generic[C, D]):
     description: D
 
     @classmethod
-    @abstractmethod
     def check_config(cls, config: C) -> None:
         """Check what can be checked before the data are opened.
 
         Raises:
             ConfigError: If the config cannot be one of this task.
+        """
+
+    def check_fresh(self) -> None:
+        """Check that it makes sense to begin with random numbers.
+
+        Raises:
+            ConfigError: If it does not.
         """
 
     @classmethod

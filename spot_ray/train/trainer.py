@@ -189,7 +189,7 @@ def train_on_ray(
         config, task=task, data=data, out=out, init=init, resume=resume, probe=probe, loggers=loggers
     )
     with hold(run.out) as lease, contextlib.ExitStack() as stack:
-        write_run(run)
+        write_run(run, report)
         prepare_data(run, progress=progress)
         started_here = stack.enter_context(ray_session(spare_cpus=most))
         gpu = _choose_gpu(use_gpu, fewest)

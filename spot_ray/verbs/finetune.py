@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
-from collections.abc import Callable
+import time
 from typing import TYPE_CHECKING, Any
 
 from spot_ray.errors import ConfigError
-from spot_ray.verbs.options import override, say, subset_in
+from spot_ray.verbs.options import given, override, say, subset_in
 from spot_ray.verbs.run_flags import add_run_flags, launch_of, run_of
 from spot_ray.verbs.verb import AddVerb
 
 if TYPE_CHECKING:
+    from spot_ray.finetune.config import DetectionConfig
     from spot_ray.finetune.run import ScoreRecord, Validation
-    from spot_ray.operators.mixture import DataSource
-
-SCRATCH = "scratch"
 
 
 def add(verb: AddVerb) -> None:
@@ -39,7 +38,8 @@ def add(verb: AddVerb) -> None:
     sub.add_argument(
         "--init",
         metavar="CKPT|scratch",
-        help="the checkpoint whose encoders to begin with: a pre-trained one, or a detector's; or `scratch`",
+        help="the checkpoint whose encoders to begin with: a pre-trained one, or a detector's; or `scratch`; "
+        "with --resume as the run began",
     )
     sub.add_argument(
         "--beside-scratch",
@@ -84,39 +84,55 @@ def finetune(options: argparse.Namespace, rest: list[str]) -> None:
     if options.print_config:
         say(to_json(config))
         return
-    for flag in ("data", "out", "init"):
-        if getattr(options, flag) is None:
-            expected = f"--{flag} {'CKPT or --init scratch' if flag == 'init' else 'URI'}"
-            raise ConfigError(f"--{flag} is missing", where="spot-ray finetune", expected=expected)
-    if options.beside_scratch and options.init == SCRATCH:
-        raise ConfigError("--beside-scratch is beside --init scratch", expected="a checkpoint to compare with")
-    from spot_ray.finetune.run import beside, with_split
-    from spot_ray.finetune.trainer import finetune as run
+    data, out = given(options, "data", "URI"), given(options, "out", "URI")
+    from spot_ray.finetune.run import beside, check_validation, with_split
     from spot_ray.operators.mixture import parse_source, with_subsets
     from spot_ray.storage import uri as uris
     from spot_ray.storage.subset import read_subset
+    from spot_ray.train.run import SCRATCH, recorded_sources
 
-    sources = with_subsets([parse_source(text) for text in options.data], [read_subset(f) for f in options.subset])
-    data = with_split(sources, options.split)
-    validation = _validation(options, data)
-    asked = {"data": data, **run_of(options), **launch_of(options)}
-    init = None if options.init == SCRATCH else options.init
-    record = _run(run, config, {**asked, "init": init}, validation)
-    if not options.beside_scratch:
+    began = recorded_sources(out) if options.resume or options.auto_resume else None
+    if began is None and not options.resume:
+        given(options, "init", f"CKPT, or --init {SCRATCH}")
+    if options.beside_scratch and options.init == SCRATCH:
+        raise ConfigError(f"--beside-scratch is beside --init {SCRATCH}", expected="a checkpoint to compare with")
+    sources = with_subsets([parse_source(text) for text in data], [read_subset(file) for file in options.subset])
+    sources = with_split(sources, options.split, began=began)
+    validation = _validation(options, sources[0].uri)
+    if validation is None:
+        say("will not be scored: there is no split `val`; name --val-split, --val-subset or --val-data")
+    else:
+        check_validation(config, validation)
+    asked = {"data": sources, "init": options.init, **run_of(options), **launch_of(options)}
+    ends = None if options.max_hours is None else time.monotonic() + options.max_hours * 3600
+    first = _run(config, asked, validation)
+    if not options.beside_scratch or not first.finished:
         return
-    scratch = _run(run, config, {**asked, "init": None, "out": uris.join(options.out, SCRATCH)}, validation)
-    if record is not None and scratch is not None:
-        say(beside(record, scratch))
+    # The second run has what is left of the hours, and goes on if it was begun before: whether it was is not asked.
+    again = "auto" if options.resume or options.auto_resume else False
+    hours = None if ends is None else (ends - time.monotonic()) / 3600
+    if hours is not None and hours <= 0:
+        say("no hours are left for the run from scratch; go on with --resume")
+        return
+    fresh = {**asked, "init": SCRATCH, "out": uris.join(out, SCRATCH), "resume": again, "max_hours": hours}
+    second = _run(_all_learns(config), fresh, validation)
+    if first.record is not None and second.record is not None:
+        say(beside(first.record, second.record))
 
 
-def _run(
-    run: Callable[..., Any], config: Any, asked: dict[str, Any], validation: Validation | None
-) -> ScoreRecord | None:
-    """Fine-tune once and return what is scored; None: nothing is."""
-    import torch
+@dataclasses.dataclass(frozen=True)
+class _Done:
+    """What came of a run: whether it is at its end, and its scores, where it has been scored."""
 
+    finished: bool
+    record: ScoreRecord | None
+
+
+def _run(config: DetectionConfig, asked: dict[str, Any], validation: Validation | None) -> _Done:
+    """Fine-tune once, and score what came of it."""
     from spot_ray.finetune.predict_on_ray import finder_on_ray
     from spot_ray.finetune.run import SCORES_FILE, score_run
+    from spot_ray.finetune.trainer import finetune as run
     from spot_ray.progress import shown_frames
     from spot_ray.train.skipped import SKIPPED_FILE, count_skipped
 
@@ -127,36 +143,43 @@ def _run(
     say(f"checkpoint: {result.checkpoint}")
     if not result.finished:
         say(f"stopped after {asked['max_hours']:g} hours, at step {result.state.step}; go on with --resume")
-        return None
+        return _Done(finished=False, record=None)
     if validation is None:
-        say("not scored: there is no split `val`; name --val-split, --val-subset or --val-data")
-        return None
+        return _Done(finished=True, record=None)
     workers = asked["num_workers"]
     most = max(workers) if isinstance(workers, tuple) else workers
-    where: dict[str, Any] = {"device": "cuda" if torch.cuda.is_available() else "cpu"}
+    where: dict[str, Any] = {}
     if most > 1 or os.environ.get("RAY_ADDRESS"):
-        where = {"find": finder_on_ray(most)}
+        where = {"device": "cpu", "find": finder_on_ray(most)}
     with shown_frames("score") as on_frame:
-        record = score_run(out, validation, trained_on=asked["data"], on_frame=on_frame, **where)
+        record = score_run(out, validation, on_frame=on_frame, **where)
     say(f"{record}\nscores: {out}/{SCORES_FILE}")
-    return record
+    return _Done(finished=True, record=record)
 
 
-def _validation(options: argparse.Namespace, data: tuple[DataSource, ...]) -> Validation | None:
+def _all_learns(config: DetectionConfig) -> DetectionConfig:
+    """Return the run from scratch to compare with: how learned encoders are spared is not for fresh ones."""
+    from spot_ray.finetune.config import TransferConfig
+
+    usual = TransferConfig()
+    transfer = dataclasses.replace(config.transfer, freeze=usual.freeze, lr_factor=usual.lr_factor)
+    if transfer != config.transfer:
+        say("from scratch, all parts learn, at one learning rate")
+    return dataclasses.replace(config, transfer=transfer)
+
+
+def _validation(options: argparse.Namespace, data: str) -> Validation | None:
     """Return what to score on; None: nothing is named, and there is no split `val`."""
-    from spot_ray.evaluate.score_files import annotated_frames
     from spot_ray.finetune.run import Validation
-    from spot_ray.finetune.score import VAL, splits_of
+    from spot_ray.finetune.score import VAL
     from spot_ray.storage.dataset import open_dataset
+    from spot_ray.storage.subset import splits_of
 
-    uri = options.val_data or data[0].uri
+    uri = options.val_data or data
     subset, split = subset_in(options.val_subset), options.val_split
     if split is None and subset is None:
-        known = splits_of(open_dataset(uri))
-        if VAL in known:
+        if VAL in splits_of(open_dataset(uri)):
             split = VAL
         elif options.val_data is None:
             return None
-    # What is wrong with it shows now, not after the training.
-    annotated_frames(open_dataset(uri), subset=subset, split=split)
     return Validation(uri, subset, split)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from spot_ray.errors import ConfigError
+from spot_ray.verbs import arguments
 from spot_ray.verbs.options import given, say, subset_in
 from spot_ray.verbs.verb import AddVerb
 
@@ -46,6 +47,12 @@ def add(verb: AddVerb) -> None:
     sub.add_argument(
         "--device", metavar="NAME", help="with --checkpoint: where to predict (default: a GPU, or else cpu)"
     )
+    sub.add_argument(
+        "--workers",
+        type=arguments.count,
+        metavar="N",
+        help="with --checkpoint: predict with N detectors side by side on Ray, each on a GPU where there are any",
+    )
     sub.add_argument("--json", metavar="FILE", help="write the figures there")
 
 
@@ -67,7 +74,7 @@ def score(options: argparse.Namespace, _: list[str]) -> None:
 def _score_predictions(options: argparse.Namespace) -> Scores:
     from spot_ray.evaluate.score_files import score_predictions
 
-    for flag in ("data", "write", "device"):
+    for flag in ("data", "write", "device", "workers"):
         if getattr(options, flag) is not None:
             raise ConfigError(f"--{flag} does not go with --predictions", expected="it with --checkpoint")
     return score_predictions(
@@ -81,11 +88,18 @@ def _score_predictions(options: argparse.Namespace) -> Scores:
 
 
 def _score_checkpoint(options: argparse.Namespace) -> Scores | None:
-    from spot_ray.finetune.score_files import score_checkpoint
+    from spot_ray.finetune.score import score_detector
     from spot_ray.progress import shown_frames
 
+    where: dict[str, Any] = {"device": options.device}
+    if options.workers is not None:
+        if options.device is not None:
+            raise ConfigError("--device does not go with --workers", expected="one of them: workers take what there is")
+        from spot_ray.finetune.predict_on_ray import finder_on_ray
+
+        where = {"device": "cpu", "find": finder_on_ray(options.workers)}
     with shown_frames("score") as on_frame:
-        submission = score_checkpoint(
+        outcome = score_detector(
             options.checkpoint,
             data=given(options, "data", "URI"),
             metric=options.metric,
@@ -93,15 +107,15 @@ def _score_checkpoint(options: argparse.Namespace) -> Scores | None:
             split=options.split,
             subset=subset_in(options.subset),
             write=options.write,
-            device=options.device,
             on_frame=on_frame,
             on_stage=_tell_stage,
+            **where,
         )
     if options.write:
-        say(f"wrote what was found in {submission.num_frames} frames to {options.write}")
-    if submission.scores is None:
+        say(f"wrote what was found in {len(outcome.examination.frames)} frames to {options.write}")
+    if outcome.scores is None:
         say("nothing is scored: no frame is annotated")
-    return submission.scores
+    return outcome.scores
 
 
 def _tell_stage(text: str) -> None:

@@ -142,7 +142,6 @@ def test_writing_a_log_needs_neither_torch_nor_ray() -> None:
         (["score", "--checkpoint", "x", "--data", "{here}"], "has no dataset.json"),
         (["score", "--checkpoint", "x", "--data", "x", "--metric", "waimo"], "did you mean 'waymo'?"),
         (["score", "--checkpoint", "x", "--data", "x", "--device", "gpu"], "cannot compute on 'gpu'"),
-        (["score", "--checkpoint", "x", "--data", "x", "--write", f"{__file__}/x"], "cannot make the folder"),
         (["compare", "x", "y", "--data", "{here}"], "has no dataset.json"),
         (["compare", "x", "y", "--data", "x", "--json", f"{__file__}/x.json"], "cannot make the folder"),
         (["compare", "x", "y", "--data", "x", "--subset", "{here}/none.json"], "{here}/none.json"),

@@ -19,6 +19,7 @@ from spot_ray.storage import uri as uris
 from spot_ray.train import checkpoint as checkpoints
 from spot_ray.train import checkpoint_save
 from spot_ray.train.checkpoint import (
+    OCCUPANCY,
     ModelDescription,
     TrainTensors,
     load_model,
@@ -142,7 +143,7 @@ def test_a_model_comes_back_with_what_it_means(toy: ModuleType, tmp_path: Path) 
     assert loaded.digest == hashlib.sha256((uri / "model.safetensors").read_bytes()).hexdigest()
     assert not loaded.model.training
     assert same(loaded.model.state_dict(), tensors(toy).model)
-    assert read_description(str(tmp_path)) == loaded.description
+    assert read_description(str(tmp_path), OCCUPANCY) == loaded.description
 
 
 def test_averaged_weights_are_taken_where_there_are_any(toy: ModuleType, tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ NAMES = {"foreground": ("car", "ground", "other"), "binary": ("occupied",)}
 def begin_run(*arguments: Any, **options: Any) -> tuple[Run, LoadReport | None]:
     """Prepare a run and write it down, as those do who train it."""
     run, report = prepare_run(*arguments, **options)
-    write_run(run)
+    write_run(run, None)
     return run, report
 
 

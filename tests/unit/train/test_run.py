@@ -29,7 +29,7 @@ PLAIN = DataConfig(balance=BalanceConfig(enabled=False))
 def begin_run(*arguments: Any, **options: Any) -> tuple[Run, LoadReport | None]:
     """Prepare a run and write it down, as those do who train it."""
     run, report = prepare_run(*arguments, **options)
-    write_run(run)
+    write_run(run, None)
     return run, report
 
 

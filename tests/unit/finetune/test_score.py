@@ -14,8 +14,8 @@ import pytest
 from spot_ray.cli import main
 from spot_ray.convert.once import LIDAR, taxonomy
 from spot_ray.errors import CheckpointError, ConfigError, DataError
-from spot_ray.finetune import score_files
-from spot_ray.finetune.score_files import score_checkpoint
+from spot_ray.finetune import score
+from spot_ray.finetune.score import score_detector
 from spot_ray.schema.detections import Detections
 from spot_ray.schema.subset import Subset
 from spot_ray.schema.sweep import Boxes, Sweep
@@ -54,12 +54,14 @@ class Detector:
     def __init__(self) -> None:
         self.asked: list[int] = []
         self.device = ""
+        self.class_names = ("Car",)
 
     def load(self, uri: str, device: Any) -> Any:
         if uri != "run":
             raise CheckpointError("no checkpoint is here", where=uri)
         self.device = str(device)
-        return SimpleNamespace(config=SimpleNamespace(benchmark="once"))
+        description = SimpleNamespace(class_names=self.class_names, features=("x", "y", "z", "intensity"))
+        return SimpleNamespace(config=SimpleNamespace(benchmark="once"), description=description, uri=uri)
 
     def predict(self, _: Any, dataset: Dataset, frames: Sequence[int]) -> Iterator[tuple[Sweep, Detections]]:
         for i in frames:
@@ -70,8 +72,8 @@ class Detector:
 @pytest.fixture
 def detector(monkeypatch: pytest.MonkeyPatch) -> Detector:
     one = Detector()
-    monkeypatch.setattr(score_files, "load_detector", one.load)
-    monkeypatch.setattr(score_files, "predict_boxes", one.predict)
+    monkeypatch.setattr(score, "load_detector", one.load)
+    monkeypatch.setattr(score, "predict_boxes", one.predict)
     return one
 
 
@@ -88,14 +90,14 @@ def release(root: Path, sequence_id: str, numbers: Sequence[int]) -> str:
 
 def test_annotated_frames_are_predicted_and_scored_by_the_recipes_benchmark(city: str, detector: Detector) -> None:
     done: list[tuple[int, int]] = []
-    result = score_checkpoint("run", data=city, split="val", on_frame=lambda n, of: done.append((n, of)))
-    assert (result.metric, result.num_frames) == ("once", 2)
+    result = score_detector("run", data=city, split="val", on_frame=lambda n, of: done.append((n, of)))
+    assert (result.examination.benchmark.name, result.examination.frames) == ("once", (0, 1))
     assert result.scores is not None
     assert result.scores.figures["AP/Vehicle"] == 1.0
     assert detector.asked == [0, 1]
     assert done == [(1, 2), (2, 2)]
-    other = score_checkpoint("run", data=city, metric="once-corrected", subset=Subset("frame", (f"a/{ID(1)}",)))
-    assert (other.metric, other.num_frames) == ("once-corrected", 1)
+    other = score_detector("run", data=city, metric="once-corrected", subset=Subset("frame", (f"a/{ID(1)}",)))
+    assert (other.examination.benchmark.name, other.examination.frames) == ("once-corrected", (1,))
 
 
 def test_a_test_split_is_written_and_not_scored(
@@ -111,7 +113,7 @@ def test_a_test_split_is_written_and_not_scored(
     assert "nothing is scored: no frame is annotated" in told
     assert not (tmp_path / "scores.json").exists()
     with pytest.raises(DataError, match="none of 2 key frames is annotated") as caught:
-        score_checkpoint("run", data=city, split="test")
+        score_detector("run", data=city, split="test")
     assert "--write" in caught.value.remedy
 
 
@@ -130,7 +132,7 @@ def test_what_is_written_scores_the_same_as_a_submission(
 
 def test_truth_of_the_benchmarks_own_counts_for_all_key_frames(city: str, detector: Detector, tmp_path: Path) -> None:
     official = release(tmp_path / "once", "b", (10, 11))
-    result = score_checkpoint("run", data=city, split="test", ground_truth=official)
+    result = score_detector("run", data=city, split="test", ground_truth=official)
     assert result.scores is not None
     assert result.scores.figures["AP/Vehicle"] == 1.0
     assert detector.asked == [3, 4]
@@ -138,19 +140,29 @@ def test_truth_of_the_benchmarks_own_counts_for_all_key_frames(city: str, detect
 
 def test_what_cannot_be_is_refused_before_anything_is_predicted(city: str, detector: Detector, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no checkpoint is here"):
-        score_checkpoint("none", data=city)
+        score_detector("none", data=city)
     with pytest.raises(ConfigError, match="no benchmark 'onse'"):
-        score_checkpoint("run", data=city, metric="onse")
+        score_detector("run", data=city, metric="onse")
     with pytest.raises(ConfigError, match="the benchmark's own, or that of the dataset"):
-        score_checkpoint("run", data=city, ground_truth=city)
+        score_detector("run", data=city, ground_truth=city)
     with pytest.raises(DataError, match="no such folder"):
-        score_checkpoint("run", data=city, ground_truth=str(tmp_path / "none"))
+        score_detector("run", data=city, ground_truth=str(tmp_path / "none"))
     with pytest.raises(DataError, match="no sequence is of the split 'vall'"):
-        score_checkpoint("run", data=city, split="vall")
+        score_detector("run", data=city, split="vall")
     with pytest.raises(ConfigError, match="cannot compute on 'gpu'"):
-        score_checkpoint("run", data=city, device="gpu")
+        score_detector("run", data=city, device="gpu")
     with pytest.raises(ConfigError, match="subset names frames of a converted dataset"):
-        score_checkpoint("run", data=city, subset=Subset("sequence", ("a",)), ground_truth=str(tmp_path))
-    with pytest.raises(DataError):  # what KITTI's truth needs is not there
-        score_checkpoint("run", data=city, metric="kitti")
+        score_detector("run", data=city, subset=Subset("sequence", ("a",)), ground_truth=str(tmp_path))
+    with pytest.raises(DataError, match="detection class 'Bus' is none of the benchmark's"):
+        score_detector("run", data=city, metric="kitti")
+    with pytest.raises(DataError, match="json"):
+        score_detector("run", data=city, split="test", write=str(tmp_path / "result.zip"))
+    with pytest.raises(DataError, match="cannot make the folder"):
+        score_detector("run", data=city, split="test", write=f"{__file__}/x.json")
+    official = release(tmp_path / "once", "b", (10,))
+    with pytest.raises(DataError, match="are none of the truth's"):
+        score_detector("run", data=city, split="test", ground_truth=official)
+    detector.class_names = ("Lorry",)
+    with pytest.raises(ConfigError, match="the detector finds 'Lorry'"):
+        score_detector("run", data=city, split="val")
     assert detector.asked == []
