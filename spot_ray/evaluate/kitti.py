@@ -25,8 +25,8 @@ from types import MappingProxyType
 import numpy as np
 import numpy.typing as npt
 
-from spot_ray.evaluate.hits import COUNTED, IGNORED, OTHER, scores_of_hits
-from spot_ray.evaluate.kitti_kernels import count_at_thresholds, overlapping_pairs
+from spot_ray.evaluate.hits import COUNTED, IGNORED, OTHER, count_at_thresholds, scores_of_hits
+from spot_ray.evaluate.kitti_kernels import overlapping_pairs
 from spot_ray.evaluate.kitti_rows import ROW_TYPES, UNUSED_ANGLE, UNUSED_M, KittiRows
 from spot_ray.storage.kitti_text import DONT_CARE
 

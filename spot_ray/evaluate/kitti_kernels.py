@@ -1,8 +1,8 @@
-"""The loops of KITTI's average precision: overlaps of a frame's boxes, and the two ways in which they are assigned.
+"""How far KITTI's boxes overlap: in the image, on the ground plane and in space.
 
 Frame by frame, only pairs that overlap at all are kept, in the order of truth and then detection in which the
 benchmark's evaluator looks at them; that order decides between equals. Every class, level and score threshold then
-walks over these pairs alone.
+walks over these pairs alone, as `hits.py` does.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import numba
 import numpy as np
 import numpy.typing as npt
 
-from spot_ray.evaluate.hits import COUNTED, OTHER
 from spot_ray.geometry.rotated_iou import clip_scratch, rectangles_share
 
 IMAGE, GROUND, SPACE = 0, 1, 2
@@ -22,7 +21,6 @@ IMAGE, GROUND, SPACE = 0, 1, 2
 Float = npt.NDArray[np.float64]
 Int = npt.NDArray[np.int64]
 Bool = npt.NDArray[np.bool_]
-Flags = npt.NDArray[np.int8]
 
 
 @numba.njit(cache=True, nogil=True)
@@ -108,67 +106,3 @@ def overlapping_pairs(
                 count += 1
             first[i + 1] = count
     return first, member[:count], over_union[:count], in_region
-
-
-@numba.njit(cache=True, nogil=True)
-def count_at_thresholds(
-    first: Int,
-    member: Int,
-    overlap: Float,
-    least: float,
-    truth_flags: Flags,
-    found_flags: Flags,
-    scores: Float,
-    thresholds: Float,
-    regional: Int,
-    turn: Float,
-) -> tuple[Int, Int, Float]:
-    """Count hits at score thresholds, where each truth takes the detection that overlaps it most.
-
-    Args:
-        first: (T + 1,) first pair of each truth.
-        member: (P,) detection of each pair.
-        overlap: (P,) how far they overlap.
-        least: A pair has to overlap more than so.
-        truth_flags: (T,) what each truth is.
-        found_flags: (D,) what each detection is.
-        scores: (D,) scores.
-        thresholds: (K,) detections with a lower score are left out.
-        regional: Counted detections that lie in a region in which nothing counts.
-        turn: (P,) angle between the two, radians; empty: similarities are not wanted.
-
-    Returns:
-        (K,) hits; (K,) counted detections that are no false ones: taken by a truth, counted or ignored, or in a region;
-        (K,) sum of the orientation similarities of the hits.
-    """
-    hits, excused = np.zeros(len(thresholds), np.int64), np.zeros(len(thresholds), np.int64)
-    similarity = np.zeros(len(thresholds))
-    taken = np.full(len(scores), -1, np.int64)
-    for k in range(len(thresholds)):
-        for i in range(len(truth_flags)):
-            if truth_flags[i] == OTHER:
-                continue
-            best, best_pair, most = -1, -1, 0.0
-            for e in range(first[i], first[i + 1]):
-                j = member[e]
-                if found_flags[j] == OTHER or taken[j] == k or scores[j] < thresholds[k] or not overlap[e] > least:
-                    continue
-                # One that counts is preferred to an ignored one; among those the first stays.
-                if found_flags[j] == COUNTED:
-                    if overlap[e] > most:
-                        best, best_pair, most = j, e, overlap[e]
-                elif best < 0:
-                    best = j
-            if best < 0:
-                continue
-            taken[best] = k
-            if found_flags[best] == COUNTED:
-                excused[k] += 1
-                if truth_flags[i] == COUNTED:
-                    hits[k] += 1
-                    if len(turn):
-                        similarity[k] += (1.0 + math.cos(turn[best_pair])) / 2.0
-        for n in range(len(regional)):
-            if taken[regional[n]] != k and scores[regional[n]] >= thresholds[k]:
-                excused[k] += 1
-    return hits, excused, similarity

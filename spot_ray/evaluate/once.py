@@ -34,7 +34,7 @@ import numpy as np
 import numpy.typing as npt
 
 from spot_ray.errors import DataError
-from spot_ray.evaluate.hits import COUNTED, IGNORED, OTHER, scores_of_hits
+from spot_ray.evaluate.hits import COUNTED, IGNORED, OTHER, count_at_thresholds, scores_of_hits
 from spot_ray.geometry.rotated_iou import iou_3d
 
 SUPERCLASSES = ("Vehicle", "Pedestrian", "Cyclist")
@@ -203,13 +203,12 @@ def _average_precision(
     min_iou: float,
     num_truth: int,
 ) -> float:
-    matched = scores_of_hits(pairs.first, pairs.found, pairs.iou, min_iou, true_flag, found_flag, scores)
-    thresholds = _thresholds(np.sort(matched)[::-1], num_truth)
+    sides = (pairs.first, pairs.found, pairs.iou, min_iou, true_flag, found_flag, scores)
+    thresholds = _thresholds(np.sort(scores_of_hits(*sides))[::-1], num_truth)
     if not len(thresholds):
         return 0.0
     levels, place = np.unique(thresholds, return_inverse=True)
-    counts = _match_by_iou(pairs.first, pairs.found, pairs.iou, true_flag, found_flag, scores, min_iou, levels)
-    hits, taken = counts[:, 0], counts[:, 1]
+    hits, taken, _ = count_at_thresholds(*sides, levels, np.zeros(0, np.int64), np.zeros(0))
     ascending = np.sort(scores[found_flag == COUNTED])
     false_alarms = len(ascending) - np.searchsorted(ascending, levels) - taken
     # Where ignored boxes took all that reached the threshold, the official code divides zero by zero.
@@ -220,7 +219,10 @@ def _average_precision(
 
 @numba.njit(cache=True, nogil=True)
 def _thresholds(falling: Float, num_truth: int) -> Float:
-    """Return the scores at which the recall comes nearest to 0, 1/50, … 1, one for each that is reached."""
+    """Return the scores at which the recall comes nearest to 0, 1/50, … 1, one for each that is reached.
+
+    Other than KITTI's, where each score stands for one recall at most; and a tie rounds differently, which decides.
+    """
     result = np.empty(RECALL_POSITIONS + 2)
     count = 0
     level = 0.0
@@ -239,41 +241,3 @@ def _thresholds(falling: Float, num_truth: int) -> Float:
             if not beyond + here + _RECALL_EPS > 2 * level:
                 break
     return result[: min(count, RECALL_POSITIONS + 1)]
-
-
-@numba.njit(cache=True, nogil=True)
-def _match_by_iou(
-    first: Int,
-    pair_found: Int,
-    pair_iou: Float,
-    true_flag: npt.NDArray[np.int8],
-    found_flag: npt.NDArray[np.int8],
-    scores: Float,
-    min_iou: float,
-    levels: Float,
-) -> Int:
-    """Return by threshold how many counted true and found boxes match, and how many counted found ones are taken."""
-    taken_at = np.full(len(scores), -1, np.int64)
-    result = np.zeros((len(levels), 2), np.int64)
-    for t in range(len(levels)):
-        for i in range(len(true_flag)):
-            if true_flag[i] == OTHER:
-                continue
-            best = -1
-            best_iou = 0.0
-            for k in range(first[i], first[i + 1]):
-                j = pair_found[k]
-                if found_flag[j] == OTHER or taken_at[j] == t or scores[j] < levels[t] or not pair_iou[k] > min_iou:
-                    continue
-                if found_flag[j] == COUNTED:
-                    if pair_iou[k] > best_iou:
-                        best, best_iou = j, pair_iou[k]
-                elif best < 0:
-                    best = j
-            if best >= 0:
-                taken_at[best] = t
-                if found_flag[best] == COUNTED:
-                    result[t, 1] += 1
-                    if true_flag[i] == COUNTED:
-                        result[t, 0] += 1
-    return result

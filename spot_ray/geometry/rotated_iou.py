@@ -1,4 +1,4 @@
-"""How far boxes overlap: seen from above, in space, and in an image; for the metrics of every benchmark.
+"""How far boxes overlap, seen from above and in space, for the metrics of every benchmark that goes by overlap.
 
 Boxes are `[x, y, z, dx, dy, dz, yaw]` as in `geometry/boxes.py`. All is computed in float64. Of each pair, the first
 rectangle is moved into the frame of the second, where the second's sides lie along the axes, and is clipped by them one
@@ -35,24 +35,7 @@ def bev_intersections(a: npt.NDArray[np.floating], b: npt.NDArray[np.floating]) 
     Raises:
         DataError: If the boxes are no (N, 7) and (M, 7).
     """
-    return _bev_intersections(*_checked(a, b, 7))
-
-
-def bev_iou(a: npt.NDArray[np.floating], b: npt.NDArray[np.floating]) -> Float:
-    """Return the intersection over union of each pair of boxes, seen from above.
-
-    Args:
-        a: (N, 7) boxes, finite; `z` and `dz` are not looked at.
-        b: (M, 7) boxes in the same frame.
-
-    Returns:
-        (N, M) float64, 0 to 1; 0 where both have no area.
-
-    Raises:
-        DataError: If the boxes are no (N, 7) and (M, 7).
-    """
-    a, b = _checked(a, b, 7)
-    return _over_union(_bev_intersections(a, b), a[:, 3] * a[:, 4], b[:, 3] * b[:, 4])
+    return _bev_intersections(*_checked(a, b))
 
 
 def iou_3d(a: npt.NDArray[np.floating], b: npt.NDArray[np.floating]) -> Float:
@@ -68,7 +51,7 @@ def iou_3d(a: npt.NDArray[np.floating], b: npt.NDArray[np.floating]) -> Float:
     Raises:
         DataError: If the boxes are no (N, 7) and (M, 7).
     """
-    a, b = _checked(a, b, 7)
+    a, b = _checked(a, b)
     shared = _bev_intersections(a, b)
     if shared.any():
         # Of the offset of the centres, as on the ground: sums of a large z and a small height would round.
@@ -76,43 +59,6 @@ def iou_3d(a: npt.NDArray[np.floating], b: npt.NDArray[np.floating]) -> Float:
         half_a, half_b = a[:, None, 5] / 2, b[None, :, 5] / 2
         shared *= np.clip(half_a + half_b - apart, 0.0, 2 * np.minimum(half_a, half_b))
     return _over_union(shared, a[:, 3:6].prod(axis=1), b[:, 3:6].prod(axis=1))
-
-
-def image_intersections(a: npt.NDArray[np.floating], b: npt.NDArray[np.floating]) -> Float:
-    """Return the area that each upright 2D box of one set shares with each of another.
-
-    Args:
-        a: (N, 4) left, top, right, bottom in pixels, without the one that some evaluators add to a side.
-        b: (M, 4), the same.
-
-    Returns:
-        (N, M) float64, square pixels.
-
-    Raises:
-        DataError: If the boxes are no (N, 4) and (M, 4).
-    """
-    a, b = _checked(a, b, 4)
-    sides = np.minimum(a[:, None, 2:], b[None, :, 2:]) - np.maximum(a[:, None, :2], b[None, :, :2])
-    return np.maximum(sides, 0.0).prod(axis=2)
-
-
-def image_iou(a: npt.NDArray[np.floating], b: npt.NDArray[np.floating]) -> Float:
-    """Return the intersection over union of each pair of upright 2D boxes.
-
-    Args:
-        a: (N, 4) left, top, right, bottom in pixels.
-        b: (M, 4), the same.
-
-    Returns:
-        (N, M) float64, 0 to 1; 0 where both have no area.
-
-    Raises:
-        DataError: If the boxes are no (N, 4) and (M, 4).
-    """
-    a, b = _checked(a, b, 4)
-    return _over_union(
-        image_intersections(a, b), (a[:, 2:] - a[:, :2]).prod(axis=1), (b[:, 2:] - b[:, :2]).prod(axis=1)
-    )
 
 
 @numba.njit(cache=True, nogil=True)
@@ -215,9 +161,9 @@ def _over_union(shared: Float, size_a: Float, size_b: Float) -> Float:
     return np.divide(shared, union, out=np.zeros_like(shared), where=union > 0)
 
 
-def _checked(a: npt.NDArray[np.floating], b: npt.NDArray[np.floating], width: int) -> tuple[Float, Float]:
+def _checked(a: npt.NDArray[np.floating], b: npt.NDArray[np.floating]) -> tuple[Float, Float]:
     """Return both sets as contiguous float64."""
     for boxes in (a, b):
-        if boxes.ndim != 2 or boxes.shape[1] != width:
-            raise DataError(f"boxes have the shape {boxes.shape}", expected=f"(N, {width})")
+        if boxes.ndim != 2 or boxes.shape[1] != 7:
+            raise DataError(f"boxes have the shape {boxes.shape}", expected="(N, 7)")
     return np.ascontiguousarray(a, dtype=np.float64), np.ascontiguousarray(b, dtype=np.float64)

@@ -6,7 +6,7 @@ import pytest
 from spot_ray.errors import DataError
 from spot_ray.geometry import se3
 from spot_ray.geometry.boxes import transform_boxes
-from spot_ray.geometry.rotated_iou import bev_intersections, bev_iou, image_intersections, image_iou, iou_3d
+from spot_ray.geometry.rotated_iou import bev_intersections, iou_3d
 
 SHAPELY = [
     (
@@ -121,6 +121,14 @@ def _shared_by_hull(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.abs(x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2)
 
 
+def bev_iou(a, b):
+    """Return the IoU seen from above: that in space of boxes from one height to another."""
+    on_ground = [boxes.copy() for boxes in (a, b)]
+    for boxes in on_ground:
+        boxes[:, [2, 5]] = 0, 1
+    return iou_3d(*on_ground)
+
+
 @pytest.mark.parametrize(("a", "b", "shared", "bev", "volumes"), SHAPELY)
 def test_overlaps_are_those_of_shapely(a, b, shared, bev, volumes):
     a, b = np.array([a]), np.array([b])
@@ -195,7 +203,6 @@ def test_boxes_without_area_overlap_nothing():
     flat = np.array([[0.0, 0, 0, 0, 0, 0, 0]])
     assert bev_iou(flat, flat).tolist() == [[0]]
     assert iou_3d(flat, flat).tolist() == [[0]]
-    assert image_iou(flat[:, :4], flat[:, :4]).tolist() == [[0]]
 
 
 def test_no_boxes_and_boxes_of_float32():
@@ -205,13 +212,6 @@ def test_no_boxes_and_boxes_of_float32():
     np.testing.assert_allclose(np.diag(iou_3d(some, some)), 1.0, rtol=0, atol=1e-12)
 
 
-def test_boxes_of_an_image():
-    a = np.array([[0.0, 0, 10, 10], [20, 20, 30, 40]])
-    b = np.array([[5.0, 5, 15, 15], [10, 0, 20, 10], [0, 0, 10, 10]])
-    assert image_intersections(a, b).tolist() == [[25, 0, 100], [0, 0, 0]]
-    np.testing.assert_allclose(image_iou(a, b), [[25 / 175, 0, 1], [0, 0, 0]], rtol=1e-15)
-
-
 def test_boxes_of_another_width_are_refused():
     with pytest.raises(DataError, match=r"shape \(2, 5\)"):
-        bev_iou(np.zeros((2, 5)), np.zeros((2, 7)))
+        bev_intersections(np.zeros((2, 5)), np.zeros((2, 7)))
