@@ -13,6 +13,7 @@ import json
 import multiprocessing
 import os
 import shutil
+import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -93,7 +94,7 @@ def run_stages(
     os.environ |= dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"), str(threads))
     # Not forked: a process with torch's threads must not be.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=context) as pool:
+    with ProcessPoolExecutor(processes, mp_context=context, initializer=_end_with_parent) as pool:
         while waiting or running:
             for stage in [s for s in waiting if done.keys() >= set(s.needs)][: processes - len(running)]:
                 waiting.remove(stage)
@@ -114,6 +115,18 @@ def kept(folder: Path, name: str, digest: str) -> Result | None:
         return None
     found: Result = json.loads(file.read_text(encoding="utf-8"))
     return found if found["digest"] == digest else None
+
+
+def _end_with_parent() -> None:
+    """See to it that this process ends when the one that started it is killed: else it would finish its stage."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _run(stage: Stage, folder: str, digest: str, needed: dict[str, Result]) -> Result:

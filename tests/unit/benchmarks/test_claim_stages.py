@@ -1,5 +1,9 @@
 import json
+import multiprocessing
+import os
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -84,3 +88,37 @@ def test_stages_out_of_order_or_of_one_name_are_errors() -> None:
         digests(list(reversed(chain())))
     with pytest.raises(ValueError, match="'first' occurs twice"):
         digests([*chain(), chain()[0]])
+
+
+def sleep(folder: Path, _: dict[str, Any]) -> dict[str, Any]:
+    (folder / "pid").write_text(str(os.getpid()))
+    time.sleep(60)
+    return {}
+
+
+def test_stages_end_with_the_process_that_runs_them(tmp_path: Path) -> None:
+    stages = [Stage("asleep", sleep)]
+    arguments = {"processes": 1, "threads": 1, "say": str}
+    runner = multiprocessing.get_context("spawn").Process(target=run_stages, args=(stages, tmp_path), kwargs=arguments)
+    runner.start()
+    pid = until(lambda: (tmp_path / "asleep" / "pid").exists() and (tmp_path / "asleep" / "pid").read_text())
+    runner.kill()
+    runner.join()
+    assert until(lambda: has_ended(pid))
+    assert kept(tmp_path, "asleep", digests(stages)["asleep"]) is None
+
+
+def has_ended(pid: str) -> bool:
+    """Return whether a process is gone, or dead and nobody has asked for its status."""
+    try:
+        return ") Z " in Path(f"/proc/{pid}/stat").read_text()
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+def until(condition: Callable[[], Any]) -> Any:
+    """Return what holds within a while."""
+    deadline = time.monotonic() + 30
+    while not (found := condition()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return found
