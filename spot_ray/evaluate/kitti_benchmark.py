@@ -20,9 +20,9 @@ from spot_ray.storage.dataset import Dataset
 class KittiBenchmark:
     """KITTI's object detection benchmark; satisfies `Benchmark`.
 
-    Datasets whose frames have no camera and no 2D boxes, as the synthetic ones, are scored after its fashion: on the
-    ground and in space, ahead of the vehicle, on one level `all`, on which boxes with fewer than 5 LiDAR points are
-    ignored.
+    Datasets whose frames lack 2D boxes or a camera, as the synthetic ones, are scored after its fashion: on the ground
+    and in space, of what the image shows or without a camera lies ahead of the vehicle, on one level `all`, on which
+    boxes with fewer than 5 LiDAR points are ignored.
 
     Args:
         least_overlaps: Intersections over union that a hit has to exceed: the benchmark's, or
