@@ -97,5 +97,5 @@ def direction_loss(logits: Tensor, directions: Tensor) -> Tensor:
 
 def sum_by_sample(values: Tensor, sample: Tensor, batch_size: int) -> Tensor:
     """Return the (batch_size,) sums of (P,) values by their (P,) sample, added in the same order each time."""
-    is_of = sample == torch.arange(batch_size, device=sample.device)[:, None]
-    return torch.where(is_of, values, 0.0).sum(dim=1)
+    is_other = sample != torch.arange(batch_size, device=sample.device)[:, None]
+    return values.masked_fill(is_other, 0.0).sum(dim=1)

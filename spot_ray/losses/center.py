@@ -42,4 +42,4 @@ def masked_l1(predicted: Tensor, values: Tensor, weights: Tensor, learned: Tenso
     """
     counted = in_sample & learned
     of_box = ((predicted - values).abs() * weights).sum(dim=1)
-    return of_box.where(counted, 0.0).sum(dim=1) / counted.sum(dim=1).clamp(min=1)
+    return of_box.masked_fill(~counted, 0.0).sum(dim=1) / counted.sum(dim=1).clamp(min=1)

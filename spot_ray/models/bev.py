@@ -25,6 +25,11 @@ class BevMap:
     cell_m: tuple[float, float]
     shape: tuple[int, int]
 
+    def finer(self, factor: int) -> BevMap:
+        """Return the map of the same area with cells this many times as short along x and y."""
+        (cell_x, cell_y), (ny, nx) = self.cell_m, self.shape
+        return BevMap(self.lower_m, (cell_x / factor, cell_y / factor), (ny * factor, nx * factor))
+
     def same_as(self, other: BevMap) -> bool:
         """Tell whether the cells coincide, to a millionth of a metre."""
         mine, others = (*self.lower_m, *self.cell_m), (*other.lower_m, *other.cell_m)

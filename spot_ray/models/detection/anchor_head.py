@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from spot_ray.errors import ConfigError
-from spot_ray.models.bev import conv_norm_relu
+from spot_ray.models.bev import BevMap, conv_norm_relu
 from spot_ray.models.detection.anchor_coder import decode_boxes
 from spot_ray.models.detection.anchor_targets import AnchorTargets, assign_targets
 from spot_ray.models.detection.anchors import YAWS, AnchorGrid
 from spot_ray.models.detection.boxes import BoxTruth, FoundBoxes
-from spot_ray.models.detection.config import AnchorConfig, DecodeConfig
-from spot_ray.models.detection.head import DetectionHead, HeadOutputs
-from spot_ray.models.detection.nms import nms
+from spot_ray.models.detection.config import AnchorConfig, AnchorHeadConfig, DecodeConfig, class_groups
+from spot_ray.models.detection.decoding import Candidates, best_places, found_boxes
+from spot_ray.models.detection.head import DetectionHead, HeadOutputs, branch
 
 _PRIOR = 0.01
 """Score of every anchor and class before training, so that the many that are none cost little at first."""
@@ -41,20 +41,15 @@ class AnchorHead(DetectionHead):
 
     Args:
         in_channels: Channels of the bird's-eye-view features.
-        groups: The class names of each group.
-        anchors: One each class, in any order.
-        shared_channels: Channels of a 3 × 3 convolution that all groups share, and of those that follow it, one each
-            group and kind of output; 0: the outputs are linear in the features.
-        velocity: Also regress velocities.
+        config: Its sizes and anchors. With shared channels, a 3 × 3 convolution that all groups share is followed by
+            others, a branch each group and kind of output; without, the outputs are linear in the features.
         decode: From outputs to boxes.
-        lower_m: (x, y) of the lower corner of the features' cell [0, 0], metres.
-        cell_m: Edge lengths (x, y) of a cell, metres.
-        map_shape: Number of cells (ny, nx).
+        bev_map: Where the cells of the features lie, network frame.
         range_m: `[x, y, z]` lower and upper: boxes whose centre lies outside are not returned. The public head returns
             them, although nothing of their surroundings is seen.
 
     Raises:
-        ConfigError: If a class has no anchor or two, an anchor has no class, or an anchor's numbers are out of range.
+        ConfigError: If a class has no anchor or two, or an anchor has no class.
     """
 
     anchor_of_channel: Tensor
@@ -67,36 +62,32 @@ class AnchorHead(DetectionHead):
     def __init__(
         self,
         in_channels: int,
+        config: AnchorHeadConfig,
         *,
-        groups: tuple[tuple[str, ...], ...],
-        anchors: tuple[AnchorConfig, ...],
-        shared_channels: int,
-        velocity: bool,
         decode: DecodeConfig,
-        lower_m: tuple[float, float],
-        cell_m: tuple[float, float],
-        map_shape: tuple[int, int],
+        bev_map: BevMap,
         range_m: tuple[float, float, float, float, float, float],
     ) -> None:
         super().__init__()
+        groups = class_groups(config.groups)
         self.class_names = tuple(name for group in groups for name in group)
-        self.velocity = velocity
+        self.velocity = config.velocity
         self._decode = decode
         self._groups = _group_spans([len(group) for group in groups])
-        self.grid = AnchorGrid(
-            _in_order_of(self.class_names, anchors), lower_m=lower_m, cell_m=cell_m, map_shape=map_shape
-        )
+        self.grid = AnchorGrid(_in_order_of(self.class_names, config.anchors), bev_map)
         anchor_of_channel, channel_of_anchor = _channels(self._groups)
         self.register_buffer("anchor_of_channel", torch.tensor(anchor_of_channel), persistent=False)
         self.register_buffer("channel_of_anchor", torch.tensor(channel_of_anchor), persistent=False)
         self.register_buffer("_range_m", torch.tensor(range_m, dtype=torch.float32).view(2, 3), persistent=False)
 
-        regressed = _REGRESSED | {"velocity": 2} if velocity else _REGRESSED
-        if shared_channels:
-            shared = nn.Conv2d(in_channels, shared_channels, 3, padding=1, bias=False)
-            self.shared: nn.Module = conv_norm_relu(shared, shared_channels)
+        regressed = _REGRESSED | {"velocity": 2} if config.velocity else _REGRESSED
+        if config.shared_channels:
+            channels = config.shared_channels
+            self.shared: nn.Module = conv_norm_relu(
+                nn.Conv2d(in_channels, channels, 3, padding=1, bias=False), channels
+            )
             self.outputs = nn.ModuleList(
-                _Branches(shared_channels, len(group.anchors), len(group.classes), regressed) for group in self._groups
+                _Branches(channels, len(group.anchors), len(group.classes), regressed) for group in self._groups
             )
         else:
             self.shared = nn.Identity()
@@ -128,41 +119,27 @@ class AnchorHead(DetectionHead):
         only. Outputs that are no numbers are found too, so that they are noticed.
         """
         samples = zip(*(outputs[name] for name in ("class", "box", "direction")), strict=True)
-        return [self._decode_sample(*sample) for sample in samples]
+        return [
+            found_boxes(
+                [self._candidates(group, *sample) for group in self._groups], self._decode, range_m=self._range_m
+            )
+            for sample in samples
+        ]
 
-    def _decode_sample(self, logits: Tensor, residuals: Tensor, directions: Tensor) -> FoundBoxes:
-        found = [self._decode_group(group, logits, residuals, directions) for group in self._groups]
-        boxes, scores, classes = (torch.cat(parts) for parts in zip(*found, strict=True))
-        best = torch.sort(scores, descending=True, stable=True).indices[: self._decode.max_detections]
-        velocity = boxes[best, 7:] if self.velocity else None
-        return FoundBoxes(boxes[best, :7], scores[best], classes[best], velocity)
-
-    def _decode_group(
-        self, group: _Group, logits: Tensor, residuals: Tensor, directions: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return (M, 7 or 9) boxes with their velocities, (M,) scores and (M,) classes."""
-        config = self._decode
+    def _candidates(self, group: _Group, logits: Tensor, residuals: Tensor, directions: Tensor) -> Candidates:
         of_group = logits[group.channels.start : group.channels.stop].unflatten(0, (len(group.anchors), -1))
         best_class = None
-        if config.nms == "group":
+        if self._decode.nms == "group":
             of_group, best_class = of_group.max(dim=1, keepdim=True)
-        threshold = config.score_threshold
-        least = math.log(threshold / (1 - threshold)) if threshold else -math.inf
-        place = (~(of_group < least)).nonzero(as_tuple=True)  # anchor, class, row, column
-        order = torch.sort(of_group[place], descending=True, stable=True).indices[: config.num_candidates]
-        place = tuple(index[order] for index in place)
-        scores = torch.sigmoid(of_group[place])
-        classes = group.classes.start + (place[1] if best_class is None else best_class[place])
-
-        anchor, y, x = group.anchors.start + place[0], place[2], place[3]
+        own_anchor, own_class, y, x = place = best_places(of_group, self._decode)
+        anchor = group.anchors.start + own_anchor
         regressed = residuals[anchor, :, y, x]
         boxes = decode_boxes(regressed[:, :7], self.grid.at(anchor, y, x), directions[anchor, :, y, x].argmax(dim=1))
-        lower, upper = self._range_m
-        outside = ((boxes[:, :3] < lower) | (boxes[:, :3] > upper)).any(dim=1)
-        inside = (~outside).nonzero()[:, 0]
-        boxes, scores, classes = boxes[inside], scores[inside], classes[inside]
-        kept = nms(boxes, scores, iou=config.nms_iou, classes=classes if config.nms == "class" else None)
-        return torch.cat((boxes, regressed[inside, 7:]), dim=1)[kept], scores[kept], classes[kept]
+        return Candidates(
+            torch.cat((boxes, regressed[:, 7:]), dim=1),
+            torch.sigmoid(of_group[place]),
+            group.classes.start + (own_class if best_class is None else best_class[place]),
+        )
 
 
 class _Group(NamedTuple):
@@ -233,21 +210,16 @@ class _Branches(nn.Module):
         def last(num_outputs: int) -> nn.Conv2d:
             return nn.Conv2d(channels, num_anchors * num_outputs, 3, padding=1)
 
-        self.classes = _branch(channels, _start_at_prior(last(num_classes)))
-        boxes = {name: _branch(channels, _start_near_anchors(last(n))) for name, n in regressed.items()}
+        self.classes = branch(channels, _start_at_prior(last(num_classes)))
+        boxes = {name: branch(channels, _start_near_anchors(last(n))) for name, n in regressed.items()}
         self.box = nn.ModuleDict(boxes)
-        self.direction = _branch(channels, last(2))
+        self.direction = branch(channels, last(2))
         self._num_anchors = num_anchors
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         per_anchor = (self._num_anchors, -1)
-        box = torch.cat([branch(features).unflatten(1, per_anchor) for branch in self.box.values()], dim=2)
+        box = torch.cat([values(features).unflatten(1, per_anchor) for values in self.box.values()], dim=2)
         return self.classes(features), box, self.direction(features).unflatten(1, per_anchor)
-
-
-def _branch(channels: int, last: nn.Conv2d) -> nn.Sequential:
-    middle = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-    return nn.Sequential(conv_norm_relu(middle, channels), last)
 
 
 def _start_at_prior(conv: nn.Conv2d) -> nn.Conv2d:

@@ -51,7 +51,7 @@ def assign_targets(grid: AnchorGrid, truth: BoxTruth, *, velocity: bool) -> Anch
     The box that it learns is the one that it overlaps most, also if another one made it positive; of equal ones the
     first. Wherever a box and an anchor overlap by exactly as much as the box and another one, both count as the most.
 
-    It waits for the device twice, for the number of pairs and of positives.
+    It waits for a GPU twice, for the number of pairs and of positives.
 
     Args:
         grid: The anchors, on the device of the boxes.
@@ -76,16 +76,15 @@ def assign_targets(grid: AnchorGrid, truth: BoxTruth, *, velocity: bool) -> Anch
     is_best = (pairs.iou == best_of_box[pairs.box]) & (pairs.iou > 0)
     learns = is_best | (pairs.iou >= grid.matched_iou[classes])
     label = (pairs.iou >= grid.unmatched_iou[classes]).byte().masked_fill_(learns, POSITIVE)
-    labels = label.new_zeros(len(best)).scatter_reduce_(0, pairs.anchor, label, "amax")
+    labels = label.new_zeros(len(best)).scatter_reduce_(0, pairs.anchor, label, "amax").view(shape)
 
-    positive = (labels == POSITIVE).nonzero()[:, 0]
-    box = _LAST - (best[positive] & 0xFFFFFFFF)
-    sample, anchor, y, x = torch.unravel_index(positive, shape)
+    sample, anchor, y, x = (labels == POSITIVE).nonzero(as_tuple=True)
+    box = _LAST - (best.view(shape)[sample, anchor, y, x] & 0xFFFFFFFF)
     boxes = truth.boxes[box]
     residuals = encode_boxes(boxes, grid.at(anchor, y, x))
     if velocity:
         residuals = torch.cat((residuals, truth.velocity[box]), dim=1)
-    return AnchorTargets(labels.view(shape), (sample, anchor, y, x), residuals, direction_of(boxes[:, 6]))
+    return AnchorTargets(labels, (sample, anchor, y, x), residuals, direction_of(boxes[:, 6]))
 
 
 class _Pairs(NamedTuple):
@@ -139,4 +138,4 @@ def _pairs(grid: AnchorGrid, truth: BoxTruth) -> _Pairs:
 def _aligned_extent(boxes: Tensor) -> Tensor:
     """Return (K, 2) extents along x and y of boxes that are turned to the nearer axis."""
     from_axis = torch.remainder(boxes[:, 6:] + math.pi / 2, math.pi) - math.pi / 2
-    return torch.where(from_axis.abs() < math.pi / 4, boxes[:, 3:5], boxes[:, [4, 3]])
+    return torch.where(from_axis.abs() < math.pi / 4, boxes[:, 3:5], boxes[:, 3:5].flip(1))

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from spot_ray.errors import ConfigError
+from spot_ray.models.bev import BevMap
 from spot_ray.models.detection.config import AnchorConfig
 
 YAWS = (0.0, math.pi / 2)
@@ -27,12 +27,7 @@ class AnchorGrid(nn.Module):
 
     Args:
         anchors: One each class, in the order of the classes.
-        lower_m: (x, y) of the lower corner of cell [0, 0].
-        cell_m: Edge lengths (x, y) of a cell.
-        map_shape: Number of cells (ny, nx).
-
-    Raises:
-        ConfigError: If a size is not positive, or the thresholds are not 0 < unmatched ≤ matched ≤ 1.
+        bev_map: Where the cells lie.
     """
 
     first: Tensor
@@ -48,26 +43,17 @@ class AnchorGrid(nn.Module):
     unmatched_iou: Tensor
     """(N,) float32 overlap below which one learns to be none."""
 
-    def __init__(
-        self,
-        anchors: Sequence[AnchorConfig],
-        *,
-        lower_m: tuple[float, float],
-        cell_m: tuple[float, float],
-        map_shape: tuple[int, int],
-    ) -> None:
+    def __init__(self, anchors: Sequence[AnchorConfig], bev_map: BevMap) -> None:
         super().__init__()
-        for anchor in anchors:
-            _check(anchor)
-        self.map_shape = map_shape
+        self.map_shape = bev_map.shape
         self.num_classes = len(anchors)
-        x, y = (lower + cell / 2 for lower, cell in zip(lower_m, cell_m, strict=True))
+        x, y = (lower + cell / 2 for lower, cell in zip(bev_map.lower_m, bev_map.cell_m, strict=True))
         first = [(x, y, a.bottom_m + a.size_m[2] / 2, *a.size_m, yaw) for a in anchors for yaw in YAWS]
         tensors = {
             "first": first,
             "aligned_m": [[a.size_m[:2], a.size_m[1::-1]] for a in anchors],
-            "cell_m": cell_m,
-            "num_cells": map_shape[::-1],
+            "cell_m": bev_map.cell_m,
+            "num_cells": bev_map.shape[::-1],
             "matched_iou": [a.matched_iou for a in anchors],
             "unmatched_iou": [a.unmatched_iou for a in anchors],
         }
@@ -85,17 +71,3 @@ class AnchorGrid(nn.Module):
         boxes = self.first[anchor]
         boxes[:, :2] += torch.stack((x, y), dim=1) * self.cell_m
         return boxes
-
-
-def _check(anchor: AnchorConfig) -> None:
-    where = f"model.head.anchors[{anchor.name}]"
-    if not all(0 < size < math.inf for size in anchor.size_m) or not math.isfinite(anchor.bottom_m):
-        raise ConfigError(
-            f"the anchor is {anchor.size_m} m, bottom {anchor.bottom_m}", where=where, expected="positive sizes"
-        )
-    if not 0 < anchor.unmatched_iou <= anchor.matched_iou <= 1:
-        raise ConfigError(
-            f"unmatched_iou is {anchor.unmatched_iou}, matched_iou {anchor.matched_iou}",
-            where=where,
-            expected="0 < unmatched_iou <= matched_iou <= 1",
-        )

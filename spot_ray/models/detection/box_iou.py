@@ -55,7 +55,7 @@ def iou_3d(a: Tensor, b: Tensor) -> Tensor:
 def near_pairs(a: Tensor, b: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Find the pairs whose circumscribed circles meet, seen from above: no others can overlap.
 
-    Waits for a GPU once a block.
+    Waits for a GPU once a block of `a`.
 
     Args:
         a: (N, 7) float32 or float64 boxes.
@@ -112,7 +112,7 @@ def _over_union(shared: Tensor, size_a: Tensor, size_b: Tensor) -> Tensor:
     """Return shared / union; what rounding adds to the shared part of boxes within one another is taken off."""
     shared = shared.clamp(min=0.0).minimum(size_a).minimum(size_b)
     union = size_a + size_b - shared
-    return torch.where(union > 0, shared / union, 0.0)
+    return (shared / union).masked_fill_(~(union > 0), 0.0)
 
 
 def _pair_intersection(a: Tensor, b: Tensor) -> Tensor:
@@ -125,13 +125,13 @@ def _pair_intersection(a: Tensor, b: Tensor) -> Tensor:
     # Where an edge enters and leaves |x| <= h_x, as parts of the way. One that runs along y spans no x: any part does.
     inside = x.clamp(-half_x, half_x)
     next_inside = inside.roll(-1, 0)
-    run = torch.where(run == 0, 1.0, run)
+    run = run.masked_fill(run == 0, 1.0)
     first = y + rise * ((inside - x) / run).clamp_(0.0, 1.0)
     last = y + rise * ((next_inside - x) / run).clamp_(0.0, 1.0)
 
     # Between these, where it crosses y = -h_y and y = h_y; one that does so nowhere is cut at its ends.
     climb = last - first
-    over = torch.where(climb == 0, 1.0, climb)
+    over = climb.masked_fill(climb == 0, 1.0)
     low, high = ((-half_y - first) / over).clamp_(0.0, 1.0), ((half_y - first) / over).clamp_(0.0, 1.0)
     s, t = torch.minimum(low, high), torch.maximum(low, high)
     y_0, y_s, y_t, y_1 = (part.clamp(-half_y, half_y) for part in (first, first + climb * s, first + climb * t, last))

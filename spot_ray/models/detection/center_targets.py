@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from spot_ray.models.bev import BevMap
 from spot_ray.models.detection.boxes import BoxTruth
@@ -14,6 +14,31 @@ from spot_ray.models.detection.boxes import BoxTruth
 BOX_VALUES = 8
 """Regressed values of a box: x and y from the lower corner of its cell, in cells; z; log dx, log dy, log dz; sine and
 cosine of its yaw. Two more, the velocity, may follow. Metres, metres a second."""
+
+
+class CenterGrid(nn.Module):
+    """The maps of a centre head, and of which of its groups a class is.
+
+    Args:
+        bev_map: Where the cells lie, network frame.
+        group_sizes: Number of classes of each group; a group's classes follow each other.
+    """
+
+    lower_m: Tensor
+    """(2,) float32 (x, y) of the lower corner of cell [0, 0]."""
+    cell_m: Tensor
+    """(2,) float32 edge lengths (x, y) of a cell."""
+    group_of_class: Tensor
+    """(C,) int64 group of each class."""
+
+    def __init__(self, bev_map: BevMap, group_sizes: Sequence[int]) -> None:
+        super().__init__()
+        self.map_shape = bev_map.shape
+        self.group_sizes = tuple(group_sizes)
+        groups = [group for group, size in enumerate(group_sizes) for _ in range(size)]
+        self.register_buffer("lower_m", torch.tensor(bev_map.lower_m, dtype=torch.float32), persistent=False)
+        self.register_buffer("cell_m", torch.tensor(bev_map.cell_m, dtype=torch.float32), persistent=False)
+        self.register_buffer("group_of_class", torch.tensor(groups), persistent=False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,49 +67,40 @@ class CenterTargets:
 
 
 def center_targets(
-    truth: BoxTruth,
-    *,
-    group_sizes: Sequence[int],
-    bev_map: BevMap,
-    gaussian_overlap: float,
-    min_radius: int,
-    velocity: bool,
+    truth: BoxTruth, grid: CenterGrid, *, gaussian_overlap: float, min_radius: int, velocity: bool
 ) -> CenterTargets:
     """Place the boxes on the maps; waits for a GPU once, to learn how wide the widest Gaussian is.
 
     Args:
         truth: The boxes of the batch.
-        group_sizes: Number of classes of each group; a group's classes follow each other.
-        bev_map: Where the cells lie, network frame.
+        grid: The maps, on the device of the boxes.
         gaussian_overlap: See :func:`gaussian_radius`.
         min_radius: Least radius of a Gaussian, cells.
         velocity: Velocities are regressed too.
     """
     boxes = truth.boxes
-    place = (boxes[:, :2] - boxes.new_tensor(bev_map.lower_m)) / boxes.new_tensor(bev_map.cell_m)
+    place = (boxes[:, :2] - grid.lower_m) / grid.cell_m
     corner = place.floor()
     column, line = corner.long().unbind(dim=1)
-    ny, nx = bev_map.shape
+    ny, nx = grid.map_shape
     inside = (column >= 0) & (column < nx) & (line >= 0) & (line < ny)
-    cell = torch.where(inside, line * nx + column, 0)
+    cell = (line * nx + column).masked_fill_(~inside, 0)
 
-    sizes = torch.tensor(group_sizes, device=boxes.device)
-    group = torch.repeat_interleave(sizes, output_size=sum(group_sizes))[truth.classes]
-    size_cells = boxes[:, 3:5] / boxes.new_tensor(bev_map.cell_m)
-    radius = gaussian_radius(size_cells, gaussian_overlap).floor().long().clamp(min=min_radius)
-    heatmap = boxes.new_zeros((truth.batch_size, sum(group_sizes), ny, nx))
-    _draw(heatmap, truth.sample, truth.classes, line, column, torch.where(inside, radius, -1))
+    group = grid.group_of_class[truth.classes]
+    radius = gaussian_radius(boxes[:, 3:5] / grid.cell_m, gaussian_overlap).floor().long().clamp(min=min_radius)
+    heatmap = boxes.new_zeros((truth.batch_size, len(grid.group_of_class), ny, nx))
+    _draw(heatmap, truth.sample, truth.classes, line, column, radius.masked_fill_(~inside, -1))
 
     values = [place - corner, boxes[:, 2:3], boxes[:, 3:6].log(), boxes[:, 6:].sin(), boxes[:, 6:].cos()]
     if velocity:
         values.append(truth.velocity)
     columns = torch.cat(values, dim=1)
-    place_key = ((truth.sample * len(group_sizes) + group) * (ny * nx) + cell).where(inside, -1)
+    place_key = ((truth.sample * len(grid.group_sizes) + group) * (ny * nx) + cell).masked_fill_(~inside, -1)
     learned = inside & _first_of_each(place_key, boxes[:, 3] * boxes[:, 4])
     known = learned[:, None] & ~columns.isnan()
     return CenterTargets(
-        heatmaps=heatmap.split(list(group_sizes), dim=1),
-        values=columns.where(known, 0.0),
+        heatmaps=heatmap.split(grid.group_sizes, dim=1),
+        values=columns.masked_fill_(~known, 0.0),
         known=known,
         learned=learned,
         group=group,
@@ -129,8 +145,8 @@ def _draw(heatmap: Tensor, sample: Tensor, channel: Tensor, line: Tensor, column
     ny, nx = heatmap.shape[2:]
     drawn = (step_y.abs() <= radius) & (step_x.abs() <= radius) & (y >= 0) & (y < ny) & (x >= 0) & (x < nx)
     plane = (sample * heatmap.shape[1] + channel)[:, None, None]
-    target = ((plane * ny + y) * nx + x).where(drawn, 0)
-    heatmap.view(-1).scatter_reduce_(0, target.flatten(), height.where(drawn, 0.0).flatten(), "amax")
+    target = ((plane * ny + y) * nx + x).masked_fill_(~drawn, 0)
+    heatmap.view(-1).scatter_reduce_(0, target.flatten(), height.masked_fill_(~drawn, 0.0).flatten(), "amax")
 
 
 def _first_of_each(key: Tensor, size: Tensor) -> Tensor:

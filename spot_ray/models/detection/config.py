@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -47,6 +48,18 @@ class CenterHeadConfig:
     gaussian_overlap: float = 0.1
     min_radius: int = 2
 
+    def __post_init__(self) -> None:
+        """Check the ranges and the groups."""
+        class_groups(self.groups)
+        _check(
+            self,
+            "model.head",
+            ("shared_channels", self.shared_channels >= 1, "at least 1"),
+            ("upsample", self.upsample >= 1, "at least 1"),
+            ("gaussian_overlap", 0 < self.gaussian_overlap < 1, "over 0, under 1"),
+            ("min_radius", self.min_radius >= 0, "at least 0"),
+        )
+
 
 @dataclass(frozen=True)
 class AnchorConfig:
@@ -66,6 +79,17 @@ class AnchorConfig:
     matched_iou: float = 0.6
     unmatched_iou: float = 0.45
 
+    def __post_init__(self) -> None:
+        """Check the ranges."""
+        _check(
+            self,
+            f"model.head.anchors[{self.name}]",
+            ("size_m", all(0 < size < math.inf for size in self.size_m), "positive sizes"),
+            ("bottom_m", math.isfinite(self.bottom_m), "a height in metres"),
+            ("unmatched_iou", 0 < self.unmatched_iou <= self.matched_iou, "over 0, and matched_iou at most"),
+            ("matched_iou", self.matched_iou <= 1, "at most 1"),
+        )
+
 
 @dataclass(frozen=True)
 class AnchorHeadConfig:
@@ -83,6 +107,11 @@ class AnchorHeadConfig:
     anchors: tuple[AnchorConfig, ...]
     shared_channels: int = 0
     velocity: bool = False
+
+    def __post_init__(self) -> None:
+        """Check the ranges and the groups."""
+        class_groups(self.groups)
+        _check(self, "model.head", ("shared_channels", self.shared_channels >= 0, "at least 0"))
 
 
 @dataclass(frozen=True)
@@ -105,14 +134,14 @@ class DecodeConfig:
 
     def __post_init__(self) -> None:
         """Check the ranges."""
-        for name, right, expected in (
-            ("score_threshold", 0 <= self.score_threshold < 1, "0 to 1"),
+        _check(
+            self,
+            "model.decode",
+            ("score_threshold", 0 <= self.score_threshold < 1, "at least 0, under 1"),
             ("num_candidates", self.num_candidates >= 1, "at least 1"),
             ("nms_iou", 0 <= self.nms_iou <= 1, "0 to 1"),
             ("max_detections", self.max_detections >= 1, "at least 1"),
-        ):
-            if not right:
-                raise ConfigError(f"{name} is {getattr(self, name)}", where=f"model.decode.{name}", expected=expected)
+        )
 
 
 @dataclass(frozen=True)
@@ -124,3 +153,10 @@ class DetectorConfig:
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     bev: BevConfig = field(default_factory=BevConfig)
     decode: DecodeConfig = field(default_factory=DecodeConfig)
+
+
+def _check(config: object, section: str, *ranges: tuple[str, bool, str]) -> None:
+    """Check (field, whether it is right, what is expected) one after the other."""
+    for name, right, expected in ranges:
+        if not right:
+            raise ConfigError(f"{name} is {getattr(config, name)}", where=f"{section}.{name}", expected=expected)

@@ -8,7 +8,7 @@ from spot_ray.models.backbone import Backbone, BevNetwork, build_backbone
 from spot_ray.models.detection.anchor_head import AnchorHead
 from spot_ray.models.detection.boxes import FoundBoxes
 from spot_ray.models.detection.center_head import CenterHead
-from spot_ray.models.detection.config import CenterHeadConfig, DetectorConfig, class_groups
+from spot_ray.models.detection.config import CenterHeadConfig, DetectorConfig
 from spot_ray.models.detection.head import DetectionHead, HeadOutputs
 from spot_ray.models.sparse import SparseBackEnd
 
@@ -75,31 +75,8 @@ def build_detector(config: DetectorConfig, *, num_features: int, sparse: SparseB
 
 
 def _build_head(config: DetectorConfig, backbone: Backbone) -> DetectionHead:
-    where, head, groups = backbone.feature_map, config.head, class_groups(config.head.groups)
+    head, channels, bev_map = config.head, backbone.bev.out_channels, backbone.feature_map
+    range_m = config.voxel.point_cloud_range_m
     if isinstance(head, CenterHeadConfig):
-        return CenterHead(
-            backbone.bev.out_channels,
-            groups=groups,
-            shared_channels=head.shared_channels,
-            upsample=head.upsample,
-            velocity=head.velocity,
-            gaussian_overlap=head.gaussian_overlap,
-            min_radius=head.min_radius,
-            decode=config.decode,
-            lower_m=where.lower_m,
-            cell_m=where.cell_m,
-            map_shape=where.shape,
-            range_m=config.voxel.point_cloud_range_m,
-        )
-    return AnchorHead(
-        backbone.bev.out_channels,
-        groups=groups,
-        anchors=head.anchors,
-        shared_channels=head.shared_channels,
-        velocity=head.velocity,
-        decode=config.decode,
-        lower_m=where.lower_m,
-        cell_m=where.cell_m,
-        map_shape=where.shape,
-        range_m=config.voxel.point_cloud_range_m,
-    )
+        return CenterHead(channels, head, decode=config.decode, bev_map=bev_map, range_m=range_m)
+    return AnchorHead(channels, head, decode=config.decode, bev_map=bev_map, range_m=range_m)

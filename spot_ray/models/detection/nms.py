@@ -15,7 +15,7 @@ def nms(boxes: Tensor, scores: Tensor, *, iou: float, classes: Tensor | None = N
     """Keep each box that no kept box of a greater score overlaps by more than `iou`, seen from above.
 
     This is the greedy algorithm, exactly, a block of boxes at a time: what is kept of the best ones takes its share of
-    all others, and the best of what is left are next. A GPU is waited for some ten times a block.
+    all others, and the best of what is left are next. A GPU is waited for some fifteen times a block.
 
     Args:
         boxes: (M, 7) float32 or float64 `[x, y, z, dx, dy, dz, yaw]`. One that is not finite overlaps none.

@@ -8,11 +8,12 @@ from torch.nn import functional
 
 from spot_ray.finetune.anchor_objective import ANCHOR_LOSS_NAMES, anchor_objective
 from spot_ray.losses.config import AnchorLossConfig
+from spot_ray.models.bev import BevMap
 from spot_ray.models.detection.anchor_head import AnchorHead
 from spot_ray.models.detection.anchor_targets import NEGATIVE, POSITIVE
 from spot_ray.models.detection.box_iou import iou_3d
 from spot_ray.models.detection.boxes import BoxTruth
-from spot_ray.models.detection.config import AnchorConfig, DecodeConfig
+from spot_ray.models.detection.config import AnchorConfig, AnchorHeadConfig, DecodeConfig
 
 ANCHORS = (
     AnchorConfig("car", (4.0, 2.0, 1.5), bottom_m=0.0, matched_iou=0.6, unmatched_iou=0.45),
@@ -25,14 +26,9 @@ def head(in_channels: int = 6, *, shared_channels: int = 0, velocity: bool = Tru
     torch.manual_seed(0)
     return AnchorHead(
         in_channels,
-        groups=(("car",), ("truck", "cone")),
-        anchors=ANCHORS,
-        shared_channels=shared_channels,
-        velocity=velocity,
+        AnchorHeadConfig(("car", "truck, cone"), ANCHORS, shared_channels, velocity),
         decode=DecodeConfig(score_threshold=0.3, nms_iou=0.1),
-        lower_m=(0.0, -8.0),
-        cell_m=(1.0, 1.0),
-        map_shape=(16, 20),
+        bev_map=BevMap((0.0, -8.0), (1.0, 1.0), (16, 20)),
         range_m=(0.0, -8.0, -2.0, 20.0, 8.0, 4.0),
     )
 
@@ -155,3 +151,16 @@ def test_the_head_learns_two_frames_by_heart(shared_channels: int) -> None:
         assert found.velocity is not None
         error = (found.velocity[best.indices] - truth.velocity[own]).abs()
         assert error[error.isfinite()].max() < 0.3
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_gpu_agrees() -> None:
+    model, truth = head(shared_channels=8).eval(), two_samples()
+    outputs = model(torch.randn(2, 6, 16, 20))
+    expected = anchor_objective(model, AnchorLossConfig())(outputs, truth)
+    there = BoxTruth(
+        truth.boxes.cuda(), truth.classes.cuda(), truth.velocity.cuda(), truth.sample.cuda(), truth.batch_size
+    )
+    objective = anchor_objective(model.cuda(), AnchorLossConfig())
+    losses = objective({name: values.cuda() for name, values in outputs.items()}, there)
+    torch.testing.assert_close(losses.cpu(), expected, rtol=1e-4, atol=1e-5)

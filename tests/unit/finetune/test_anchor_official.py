@@ -13,11 +13,12 @@ from torch import Tensor
 
 from spot_ray.finetune.anchor_objective import anchor_objective
 from spot_ray.losses.config import AnchorLossConfig
+from spot_ray.models.bev import BevMap
 from spot_ray.models.detection.anchor_coder import decode_boxes
 from spot_ray.models.detection.anchor_head import AnchorHead
 from spot_ray.models.detection.anchor_targets import IGNORED
 from spot_ray.models.detection.boxes import BoxTruth
-from spot_ray.models.detection.config import AnchorConfig, DecodeConfig
+from spot_ray.models.detection.config import AnchorConfig, AnchorHeadConfig, DecodeConfig
 from spot_ray.models.detection.head import HeadOutputs
 
 GOLDEN: dict[str, Any] = json.loads(
@@ -31,18 +32,16 @@ def head() -> AnchorHead:
     lower, upper = GOLDEN["range_m"][:3], GOLDEN["range_m"][3:]
     return AnchorHead(
         4,
-        groups=(("car", "pedestrian", "cyclist"),),
-        anchors=(
-            AnchorConfig("car", (3.9, 1.6, 1.56), bottom_m=-1.78, matched_iou=0.6, unmatched_iou=0.45),
-            AnchorConfig("pedestrian", (0.8, 0.6, 1.73), bottom_m=-0.6, matched_iou=0.5, unmatched_iou=0.35),
-            AnchorConfig("cyclist", (1.76, 0.6, 1.73), bottom_m=-0.6, matched_iou=0.5, unmatched_iou=0.35),
+        AnchorHeadConfig(
+            ("car, pedestrian, cyclist",),
+            (
+                AnchorConfig("car", (3.9, 1.6, 1.56), bottom_m=-1.78, matched_iou=0.6, unmatched_iou=0.45),
+                AnchorConfig("pedestrian", (0.8, 0.6, 1.73), bottom_m=-0.6, matched_iou=0.5, unmatched_iou=0.35),
+                AnchorConfig("cyclist", (1.76, 0.6, 1.73), bottom_m=-0.6, matched_iou=0.5, unmatched_iou=0.35),
+            ),
         ),
-        shared_channels=0,
-        velocity=False,
         decode=DecodeConfig(),
-        lower_m=(lower[0], lower[1]),
-        cell_m=((upper[0] - lower[0]) / NX, (upper[1] - lower[1]) / NY),
-        map_shape=(NY, NX),
+        bev_map=BevMap((lower[0], lower[1]), ((upper[0] - lower[0]) / NX, (upper[1] - lower[1]) / NY), (NY, NX)),
         range_m=tuple(GOLDEN["range_m"]),
     )
 

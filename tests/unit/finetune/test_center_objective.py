@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,28 +10,23 @@ from torch import Tensor
 
 from spot_ray.finetune.center_objective import CENTER_LOSS_NAMES, center_objective
 from spot_ray.losses.config import CenterLossConfig
+from spot_ray.models.bev import BevMap
 from spot_ray.models.detection.box_iou import iou_3d
 from spot_ray.models.detection.boxes import BoxTruth
 from spot_ray.models.detection.center_head import CenterHead
-from spot_ray.models.detection.config import DecodeConfig
+from spot_ray.models.detection.config import CenterHeadConfig, DecodeConfig
 
 
 def head(in_channels: int = 4, **changes: Any) -> CenterHead:
     torch.manual_seed(0)
-    arguments: dict[str, Any] = {
-        "groups": (("car",), ("truck", "bus")),
-        "shared_channels": 8,
-        "upsample": 1,
-        "velocity": True,
-        "gaussian_overlap": 0.1,
-        "min_radius": 2,
-        "decode": DecodeConfig(score_threshold=0.3),
-        "lower_m": (-10.0, -10.0),
-        "cell_m": (1.0, 1.0),
-        "map_shape": (20, 20),
-        "range_m": (-10.0, -10.0, -3.0, 10.0, 10.0, 3.0),
-    }
-    return CenterHead(in_channels, **(arguments | changes))
+    config = CenterHeadConfig(("car", "truck, bus"), shared_channels=8, velocity=True)
+    return CenterHead(
+        in_channels,
+        replace(config, **changes),
+        decode=DecodeConfig(score_threshold=0.3),
+        bev_map=BevMap((-10.0, -10.0), (1.0, 1.0), (20, 20)),
+        range_m=(-10.0, -10.0, -3.0, 10.0, 10.0, 3.0),
+    )
 
 
 def random_truth(counts: list[int], seed: int) -> BoxTruth:
@@ -123,7 +119,7 @@ def test_every_parameter_gets_a_finite_gradient(counts: list[int]) -> None:
 
 def test_two_frames_are_learned_by_heart() -> None:
     torch.manual_seed(0)
-    module = head(16, groups=(("car", "truck"),), shared_channels=32, velocity=False)
+    module = head(16, groups=("car, truck",), shared_channels=32, velocity=False)
     for layer in module.modules():
         if isinstance(layer, torch.nn.BatchNorm2d):
             layer.momentum = 0.1  # few steps: statistics over thousands would still hold their start

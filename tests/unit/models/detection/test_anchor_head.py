@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from spot_ray.errors import ConfigError
+from spot_ray.models.bev import BevMap
 from spot_ray.models.detection.anchor_coder import decode_boxes, direction_of, encode_boxes
 from spot_ray.models.detection.anchor_head import AnchorHead
-from spot_ray.models.detection.config import AnchorConfig, DecodeConfig
+from spot_ray.models.detection.config import AnchorConfig, AnchorHeadConfig, DecodeConfig
 from spot_ray.models.detection.head import HeadOutputs
 
 CAR = AnchorConfig("car", (4.0, 2.0, 1.5), bottom_m=0.0)
@@ -21,7 +22,6 @@ DECODE = DecodeConfig(score_threshold=0.5, nms_iou=0.2)
 
 def head(
     *,
-    groups: tuple[tuple[str, ...], ...] = (("car",), ("bus", "cone")),
     anchors: tuple[AnchorConfig, ...] = (BUS, CAR, CONE),
     shared_channels: int = 0,
     velocity: bool = False,
@@ -30,14 +30,9 @@ def head(
     torch.manual_seed(0)
     return AnchorHead(
         8,
-        groups=groups,
-        anchors=anchors,
-        shared_channels=shared_channels,
-        velocity=velocity,
+        AnchorHeadConfig(("car", "bus, cone"), anchors, shared_channels, velocity),
         decode=decode,
-        lower_m=(0.0, -5.0),
-        cell_m=(1.0, 1.0),
-        map_shape=(10, 20),
+        bev_map=BevMap((0.0, -5.0), (1.0, 1.0), (10, 20)),
         range_m=(0.0, -5.0, -1.0, 20.0, 5.0, 3.0),
     ).eval()
 
@@ -88,16 +83,39 @@ def test_an_untrained_head_scores_the_prior_and_boxes_near_its_anchors(shared_ch
     assert outputs["box"].abs().max() < 1
 
 
-@pytest.mark.parametrize("shared_channels", [0, 4])
-def test_every_group_reads_its_own_weights(shared_channels: int) -> None:
-    model = head(shared_channels=shared_channels, velocity=True)
-    bev = torch.randn(1, 8, 10, 20)
-    for name, slices in (("class", (slice(0, 2), slice(2, 10))), ("box", (slice(0, 2), slice(2, 6)))):
-        for part in slices:
-            model.zero_grad()
-            model(bev)[name][:, part].square().sum().backward()
-            learned = [p for p in model.parameters() if p.grad is not None and p.grad.abs().sum() > 0]
-            assert 0 < len(learned) < len(list(model.parameters()))
+OF_GROUP = {
+    "class": (slice(0, 2), slice(2, 10)),
+    "box": (slice(0, 2), slice(2, 6)),
+    "direction": (slice(0, 2), slice(2, 6)),
+}
+"""Channels of each output that are the first group's, and the second's."""
+
+
+@pytest.mark.parametrize("name", OF_GROUP)
+@pytest.mark.parametrize("group", [0, 1])
+def test_every_group_has_branches_of_its_own(name: str, group: int) -> None:
+    model = head(shared_channels=4, velocity=True).train()
+    model(torch.randn(1, 8, 10, 20))[name][:, OF_GROUP[name][group]].square().sum().backward()
+    learned = {key for key, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+    kind = "classes" if name == "class" else name
+    own = {key for key, _ in model.named_parameters() if key.startswith((f"outputs.{group}.{kind}.", "shared."))}
+    assert learned == own
+    assert any(key.startswith("shared.") for key in own)
+
+
+@pytest.mark.parametrize("name", OF_GROUP)
+@pytest.mark.parametrize("group", [0, 1])
+def test_without_branches_every_group_has_rows_of_its_own(name: str, group: int) -> None:
+    model = head(velocity=True)
+    part = OF_GROUP[name][group]
+    model(torch.randn(1, 8, 10, 20))[name][:, part].square().sum().backward()
+    kind = "classes" if name == "class" else name
+    gradients = {key: p.grad for key, p in model.named_parameters() if p.grad is not None and p.grad.any()}
+    assert set(gradients) == {f"outputs.0.{kind}.weight", f"outputs.0.{kind}.bias"}
+    per_anchor = {"class": 1, "box": 9, "direction": 2}[name]
+    for gradient in gradients.values():
+        rows = gradient.flatten(1).any(dim=1) if gradient.ndim > 1 else gradient != 0
+        assert rows.nonzero()[:, 0].tolist() == list(range(part.start * per_anchor, part.stop * per_anchor))
 
 
 def test_outputs_are_float32_under_autocast() -> None:

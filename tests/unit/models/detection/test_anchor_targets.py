@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from spot_ray.models.bev import BevMap
 from spot_ray.models.detection.anchor_coder import decode_boxes
 from spot_ray.models.detection.anchor_targets import IGNORED, NEGATIVE, POSITIVE, AnchorTargets, assign_targets
 from spot_ray.models.detection.anchors import YAWS, AnchorGrid
@@ -32,7 +33,7 @@ def truth(
 
 
 def block_grid(map_shape: tuple[int, int] = (3, 4)) -> AnchorGrid:
-    return AnchorGrid([BLOCK], lower_m=(0.0, 0.0), cell_m=(1.0, 1.0), map_shape=map_shape)
+    return AnchorGrid([BLOCK], BevMap((0.0, 0.0), (1.0, 1.0), map_shape))
 
 
 def learned(targets: AnchorTargets) -> list[list[int]]:
@@ -68,7 +69,7 @@ def test_a_box_that_no_anchor_matches_is_learned_by_those_that_overlap_it_most()
 
 def test_all_anchors_within_a_box_overlap_it_equally() -> None:
     # Wherever they are, to the bit: x is 1.33 to 7.33 m, and cell i's anchor there i - 0.2 to i + 1.8.
-    grid = AnchorGrid([BLOCK], lower_m=(0.3, 0.7), cell_m=(1.0, 1.0), map_shape=(3, 8))
+    grid = AnchorGrid([BLOCK], BevMap((0.3, 0.7), (1.0, 1.0), (3, 8)))
     targets = assign_targets(grid, truth([[4.33, 2.19, 0.5, 6.0, 2.0, 1.0, 0.0]]), velocity=False)
     assert learned(targets) == [[0, 0, 1, x] for x in (2, 3, 4, 5)]
 
@@ -183,7 +184,7 @@ def naive_assignment(
 def test_assignment_is_that_of_a_loop_over_all_anchors_and_boxes(seed: int) -> None:
     lower_m, cell_m, map_shape = (-8.0, -5.6), (0.8, 0.7), (16, 20)
     given = random_truth(seed, batch_size=2, per_sample=14, half_m=8.0)
-    grid = AnchorGrid(CLASSES, lower_m=lower_m, cell_m=cell_m, map_shape=map_shape)
+    grid = AnchorGrid(CLASSES, BevMap(lower_m, cell_m, map_shape))
     targets = assign_targets(grid, given, velocity=False)
     labels, box_of = naive_assignment(given, lower_m, cell_m, map_shape)
     np.testing.assert_array_equal(targets.labels.numpy(), labels)
@@ -214,7 +215,7 @@ class Largest(TorchDispatchMode):
 def test_a_full_size_batch_needs_little_memory() -> None:
     # All pairs of these would be 4 · 200 · 35,344 · 2 overlaps, 226 MB a column of float32; near ones are a thousandth.
     lower_m, cell_m, map_shape = (-75.2, -75.2), (0.8, 0.8), (188, 188)
-    grid = AnchorGrid(CLASSES, lower_m=lower_m, cell_m=cell_m, map_shape=map_shape)
+    grid = AnchorGrid(CLASSES, BevMap(lower_m, cell_m, map_shape))
     given = random_truth(0, batch_size=4, per_sample=200, half_m=75.2)
     largest = Largest()
     with largest:
@@ -225,7 +226,7 @@ def test_a_full_size_batch_needs_little_memory() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_a_gpu_assigns_alike() -> None:
     lower_m, cell_m, map_shape = (-8.0, -5.6), (0.8, 0.7), (16, 20)
-    grid = AnchorGrid(CLASSES, lower_m=lower_m, cell_m=cell_m, map_shape=map_shape)
+    grid = AnchorGrid(CLASSES, BevMap(lower_m, cell_m, map_shape))
     given = random_truth(0, batch_size=2, per_sample=14, half_m=8.0)
     there = BoxTruth(
         given.boxes.cuda(), given.classes.cuda(), given.velocity.cuda(), given.sample.cuda(), given.batch_size

@@ -7,29 +7,23 @@ import pytest
 import torch
 from torch import Tensor
 
+from spot_ray.models.bev import BevMap
 from spot_ray.models.detection.boxes import BoxTruth, FoundBoxes
 from spot_ray.models.detection.center_head import CenterHead
-from spot_ray.models.detection.config import DecodeConfig
+from spot_ray.models.detection.config import CenterHeadConfig, DecodeConfig
 
-GROUPS = (("car",), ("truck", "bus"))
+DECODE = DecodeConfig(score_threshold=0.5)
 
 
-def head(**changes: Any) -> CenterHead:
+def head(*, decode: DecodeConfig = DECODE, **changes: Any) -> CenterHead:
     torch.manual_seed(0)
-    arguments: dict[str, Any] = {
-        "groups": GROUPS,
-        "shared_channels": 8,
-        "upsample": 1,
-        "velocity": False,
-        "gaussian_overlap": 0.1,
-        "min_radius": 2,
-        "decode": DecodeConfig(score_threshold=0.5),
-        "lower_m": (-8.0, -4.0),
-        "cell_m": (1.0, 0.5),
-        "map_shape": (16, 12),
-        "range_m": (-8.0, -4.0, -3.0, 4.0, 4.0, 3.0),
-    }
-    return CenterHead(5, **(arguments | changes))
+    return CenterHead(
+        5,
+        CenterHeadConfig(("car", "truck, bus"), shared_channels=8, **changes),
+        decode=decode,
+        bev_map=BevMap((-8.0, -4.0), (1.0, 0.5), (16, 12)),
+        range_m=(-8.0, -4.0, -3.0, 4.0, 4.0, 3.0),
+    )
 
 
 def nothing(module: CenterHead, batch_size: int = 1) -> dict[str, Tensor]:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from spot_ray.models.bev import BevMap
 from spot_ray.models.detection.boxes import BoxTruth
-from spot_ray.models.detection.center_targets import CenterTargets, center_targets, gaussian_radius
+from spot_ray.models.detection.center_targets import CenterGrid, CenterTargets, center_targets, gaussian_radius
 
 MAP = BevMap((-8.0, -4.0), (1.0, 0.5), (16, 12))
 """x from -8 to 4 in 12 cells of 1 m, y from -4 to 4 in 16 cells of 0.5 m."""
@@ -27,9 +27,8 @@ def truth(rows: list[tuple[int, int, list[float]]], batch_size: int = 2) -> BoxT
 
 
 def targets(boxes: BoxTruth, *, velocity: bool = False, min_radius: int = 2) -> CenterTargets:
-    return center_targets(
-        boxes, group_sizes=(1, 2), bev_map=MAP, gaussian_overlap=0.1, min_radius=min_radius, velocity=velocity
-    )
+    grid = CenterGrid(MAP, (1, 2)).to(boxes.boxes.device)
+    return center_targets(boxes, grid, gaussian_overlap=0.1, min_radius=min_radius, velocity=velocity)
 
 
 def test_values_worked_by_hand() -> None:
