@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from spot_ray.config.load import suggestion
 from spot_ray.errors import ConfigError
 from spot_ray.losses.config import AnchorLossConfig, CenterLossConfig
 from spot_ray.models.detection.config import CenterHeadConfig, DetectorConfig
@@ -59,6 +60,7 @@ class DetectionConfig(RunConfig):
     def __post_init__(self) -> None:
         """Check what no section can check alone."""
         RunConfig.__post_init__(self)
+        self._check_benchmark()
         if isinstance(self.model.head, CenterHeadConfig) != isinstance(self.loss, CenterLossConfig):
             raise ConfigError(
                 f"the loss {type(self.loss).__name__} is not that of the head {type(self.model.head).__name__}",
@@ -70,4 +72,15 @@ class DetectionConfig(RunConfig):
                 "a detector learns from the boxes of the benchmark's classes, not from occupancy",
                 where="data",
                 expected="labels=None and boxes.classes=detection",
+            )
+
+    def _check_benchmark(self) -> None:
+        from spot_ray.evaluate.benchmarks import BENCHMARK_NAMES  # what reads datasets is slow to import
+
+        if self.benchmark not in BENCHMARK_NAMES:
+            raise ConfigError(
+                f"there is no benchmark {self.benchmark!r}",
+                where="benchmark",
+                expected=f"one of {', '.join(BENCHMARK_NAMES)}",
+                remedy=suggestion(self.benchmark, list(BENCHMARK_NAMES)),
             )

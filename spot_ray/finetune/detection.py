@@ -23,7 +23,7 @@ from spot_ray.models.config import VoxelConfig
 from spot_ray.models.detection.anchor_head import AnchorHead
 from spot_ray.models.detection.boxes import BoxTruth
 from spot_ray.models.detection.center_head import CenterHead
-from spot_ray.models.detection.config import class_groups
+from spot_ray.models.detection.config import class_groups, same_weights
 from spot_ray.models.detection.detector import Detector, build_detector
 from spot_ray.models.detection.head import HeadOutputs
 from spot_ray.models.sparse import SparseBackEnd
@@ -122,9 +122,10 @@ class DetectionTask(Task[DetectionConfig, DetectorDescription]):
         return model
 
     def load_init(self, model: BevNetwork, uri: str) -> LoadReport:
-        """Take over the encoders of a checkpoint, and the head of one that detects the same classes.
+        """Take over the encoders of a checkpoint, and the head of a detector whose head means the same.
 
-        The channels of the first convolution are found by the names of their features.
+        The channels of the first convolution are found by the names of their features. A head of other classes, groups,
+        anchors or sizes is left behind.
 
         Args:
             model: The fresh network; overwritten.
@@ -140,10 +141,11 @@ class DetectionTask(Task[DetectionConfig, DetectorDescription]):
         if read_task(uri) == DETECTION.task:
             stored = read_stored(uri, DETECTION)
             same_head = stored.description.class_names == self.description.class_names
-            same_head &= type(stored.config.model.head) is type(self.config.model.head)
+            same_head &= same_weights(stored.config.model.head, self.config.model.head)
+            notes: tuple[str, ...] = () if same_head else ("its head is not of this form: this one is fresh",)
         else:
             stored = read_stored(uri, OCCUPANCY)
-            same_head = False
+            same_head, notes = False, ()
         taken = (*ENCODERS, "head.") if same_head else ENCODERS
         own = model.state_dict()
         weights = {key: weight for key, weight in stored.tensors.items() if key.startswith(taken)}
@@ -161,7 +163,7 @@ class DetectionTask(Task[DetectionConfig, DetectorDescription]):
             unused_features=tuple(name for name in before if name not in after),
             weights=stored.kind,
             left_behind=tuple(sorted(key for key in stored.tensors if key not in weights)),
-            notes=_voxel_notes(stored.config.model.voxel, self.config.model.voxel),
+            notes=(*_voxel_notes(stored.config.model.voxel, self.config.model.voxel), *notes),
         )
 
     def inputs(self, batch: Batch, device: torch.device | str) -> tuple[Tensor, ...]:
@@ -173,10 +175,11 @@ class DetectionTask(Task[DetectionConfig, DetectorDescription]):
         assert isinstance(model, Detector)
         compute = head_objective(model, self.config.loss)
         table = class_table(self.data_classes, self.description.class_names)
+        range_m = self.config.model.voxel.point_cloud_range_m
         no_counts = torch.zeros((1, 3), dtype=torch.int64, device=device)
 
         def objective(outputs: HeadOutputs, batch: Batch) -> tuple[Tensor, Tensor]:
-            return compute(outputs, box_truth(batch, table, device)), no_counts
+            return compute(outputs, box_truth(batch, table, range_m, device)), no_counts
 
         return objective
 
@@ -229,16 +232,26 @@ def class_table(data_classes: Sequence[str], class_names: Sequence[str]) -> npt.
     return table
 
 
-def box_truth(batch: Batch, table: npt.NDArray[np.int64], device: torch.device | str) -> BoxTruth:
+def box_truth(
+    batch: Batch,
+    table: npt.NDArray[np.int64],
+    range_m: tuple[float, float, float, float, float, float],
+    device: torch.device | str,
+) -> BoxTruth:
     """Return the boxes that are to be detected in a batch.
+
+    A box whose centre is out of range is not, whatever of it lies within: a head does not return it either. Scores
+    count it all the same.
 
     Args:
         batch: B samples.
         table: See :func:`class_table`.
+        range_m: (x, y, z, x, y, z), lowest and highest centre of a box.
         device: Where to put them.
     """
     classes = table[batch.box_class]
-    kept = np.flatnonzero(classes >= 0)
+    inside = ((batch.boxes[:, :3] >= range_m[:3]) & (batch.boxes[:, :3] <= range_m[3:])).all(axis=1)
+    kept = np.flatnonzero((classes >= 0) & inside)
     sample = np.repeat(np.arange(len(batch)), np.diff(batch.box_offsets))
     return BoxTruth(
         boxes=tensor_of(batch.boxes[kept], device),

@@ -114,6 +114,21 @@ class AnchorHeadConfig:
         _check(self, "model.head", ("shared_channels", self.shared_channels >= 0, "at least 0"))
 
 
+def same_weights(one: CenterHeadConfig | AnchorHeadConfig, other: CenterHeadConfig | AnchorHeadConfig) -> bool:
+    """Tell whether the weights of one head mean the same in another.
+
+    What only chooses what a head learns may differ: radii of Gaussians, and overlaps of anchors that match.
+    """
+    return _meaning(one) == _meaning(other)
+
+
+def _meaning(head: CenterHeadConfig | AnchorHeadConfig) -> tuple[object, ...]:
+    of_both = (class_groups(head.groups), head.shared_channels, head.velocity)
+    if isinstance(head, CenterHeadConfig):
+        return ("center", *of_both, head.upsample)
+    return ("anchor", *of_both, {anchor.name: (anchor.size_m, anchor.bottom_m) for anchor in head.anchors})
+
+
 @dataclass(frozen=True)
 class DecodeConfig:
     """From a head's outputs to boxes.

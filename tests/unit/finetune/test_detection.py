@@ -1,6 +1,7 @@
 """The task of fine-tuning: what it takes over from checkpoints, what learns, and which boxes count."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -14,6 +15,7 @@ from spot_ray.finetune.detection import DetectionTask, DetectorDescription, box_
 from spot_ray.geometry.grid import VoxelGrid
 from spot_ray.losses.config import AnchorLossConfig
 from spot_ray.models.config import DecoderConfig, EncoderConfig, ModelConfig
+from spot_ray.models.detection.config import AnchorHeadConfig
 from spot_ray.models.spot import build_model
 from spot_ray.operators.mixture import open_mixture
 from spot_ray.operators.stream import iterate
@@ -150,6 +152,55 @@ def test_a_detector_gives_its_head_to_one_of_the_same_classes_only(city: ModuleT
     assert report.left_behind
 
 
+def with_head(config: DetectionConfig, **changes: object) -> DetectionConfig:
+    head = dataclasses.replace(config.model.head, **changes)  # type: ignore[arg-type]
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, head=head))
+
+
+def other_anchors(config: DetectionConfig, **changes: object) -> DetectionConfig:
+    head = config.model.head
+    assert isinstance(head, AnchorHeadConfig)
+    first = dataclasses.replace(head.anchors[0], **changes)  # type: ignore[arg-type]
+    return with_head(config, anchors=(first, *head.anchors[1:]))
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "takes_head"),
+    [
+        ("CENTER", lambda config: with_head(config, velocity=True), False),
+        ("CENTER", lambda config: with_head(config, groups=("Car", "Pedestrian", "Cyclist")), False),
+        ("CENTER", lambda config: with_head(config, shared_channels=16), False),
+        ("CENTER", lambda config: with_head(config, upsample=2), False),
+        ("CENTER", lambda config: with_head(config, min_radius=3, gaussian_overlap=0.2), True),
+        ("CENTER", lambda config: with_head(config, groups=("Car", "Pedestrian,Cyclist")), True),
+        ("ANCHOR", lambda config: other_anchors(config, size_m=(4.0, 1.6, 1.5)), False),
+        ("ANCHOR", lambda config: other_anchors(config, bottom_m=-0.9), False),
+        ("ANCHOR", lambda config: other_anchors(config, matched_iou=0.7), True),
+        ("ANCHOR", lambda config: with_head(config, anchors=config.model.head.anchors[::-1]), True),
+        ("ANCHOR", lambda config: with_head(config, velocity=True), False),
+    ],
+)
+def test_a_head_is_taken_over_only_where_its_weights_mean_the_same(
+    city: ModuleType,
+    data: str,
+    tmp_path: Path,
+    kind: str,
+    change: Callable[[DetectionConfig], DetectionConfig],
+    takes_head: bool,
+) -> None:
+    config = getattr(city, kind)
+    uri = detector_checkpoint(config, city.CLASSES, tmp_path, data)
+    decode = dataclasses.replace(config.model.decode, score_threshold=0.3)
+    after = change(dataclasses.replace(config, model=dataclasses.replace(config.model, decode=decode)))
+    task = task_of(after, data)
+    model = task.build_model()
+    report = task.load_init(model, uri)
+    head = {f"head.{key}" for key in model.head.state_dict()}
+    assert set(report.fresh) == (set() if takes_head else head)
+    assert {key for key in model.state_dict() if key not in head} <= set(report.loaded)
+    assert any("its head is not of this form" in note for note in report.notes) != takes_head
+
+
 def test_a_detector_is_no_checkpoint_of_pre_training(city: ModuleType, data: str, tmp_path: Path) -> None:
     from spot_ray.train.checkpoint import load_model
 
@@ -172,7 +223,7 @@ def test_a_class_that_the_data_lack_is_refused(city: ModuleType, data: str) -> N
 def test_boxes_of_other_classes_do_not_count(city: ModuleType, data: str) -> None:
     config = city.CENTER
     batch = next(iterate(data, config.data, seed=0, epoch=0, global_batch_size=6, shuffle=False))
-    truth = box_truth(batch, class_table(city.CLASSES, ("Cyclist", "Car")), "cpu")
+    truth = box_truth(batch, class_table(city.CLASSES, ("Cyclist", "Car")), city.VOXEL.point_cloud_range_m, "cpu")
     sample = np.repeat(np.arange(6), np.diff(batch.box_offsets))
     kept = np.isin(batch.box_class, (1, 3))
     np.testing.assert_array_equal(truth.boxes, batch.boxes[kept])
@@ -181,6 +232,36 @@ def test_boxes_of_other_classes_do_not_count(city: ModuleType, data: str) -> Non
     assert truth.batch_size == 6
     assert truth.velocity.isnan().all()
     assert 255 in batch.box_class  # vans
+
+
+def test_boxes_centred_out_of_range_are_not_learned(city: ModuleType, data: str) -> None:
+    batch = next(iterate(data, city.CENTER.data, seed=0, epoch=0, global_batch_size=6, shuffle=False))
+    table = class_table(city.CLASSES, city.CLASSES)
+    low, high = np.quantile(batch.boxes[:, :3], 0.2, axis=0), np.quantile(batch.boxes[:, :3], 0.8, axis=0)
+    truth = box_truth(batch, table, (*low, *high), "cpu")
+    within = [all(lo <= v <= hi for lo, v, hi in zip(low, box[:3], high, strict=True)) for box in batch.boxes]
+    np.testing.assert_array_equal(truth.boxes, batch.boxes[np.array(within) & (batch.box_class != 255)])
+    for axis in range(3):
+        range_m = np.array([-100.0] * 3 + [100.0] * 3)
+        range_m[axis] = batch.boxes[0, axis]  # a centre at the end of the range is in it
+        found = box_truth(batch, table, tuple(range_m), "cpu")
+        wanted = batch.boxes[(batch.boxes[:, axis] >= batch.boxes[0, axis]) & (batch.box_class != 255)]
+        assert 0 < len(wanted) < (batch.box_class != 255).sum()
+        np.testing.assert_array_equal(found.boxes, wanted)
+
+
+@pytest.mark.parametrize("head", ["CENTER", "ANCHOR"])
+def test_the_task_learns_no_box_that_its_detector_would_not_return(city: ModuleType, data: str, head: str) -> None:
+    # A range that ends below all centres: what is learned is that there is nothing.
+    config = getattr(city, head)
+    low = dataclasses.replace(config.model.voxel, point_cloud_range_m=(-12.8, -12.8, -3.9, 12.8, 12.8, -1.3))
+    task = task_of(dataclasses.replace(config, model=dataclasses.replace(config.model, voxel=low)), data)
+    batch = next(iterate(data, config.data, seed=0, epoch=0, global_batch_size=2, shuffle=False))
+    model = task.build_model()
+    outputs = model.head(torch.randn(2, model.bev.out_channels, 16, 16))
+    losses, _ = task.objective(model, "cpu")(outputs, batch)
+    assert (losses[:, 0] > 0).all()
+    assert not losses[:, 2:].any()
 
 
 @pytest.mark.parametrize(("freeze", "still"), [("encoder", ("encoder.",)), ("encoders", ("encoder.", "bev."))])
