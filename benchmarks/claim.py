@@ -40,7 +40,7 @@ from claim_stages import Result, Stage, run_stages
 
 from spot_ray.finetune.config import DetectionConfig, TransferConfig
 from spot_ray.models.detection.config import AnchorHeadConfig, class_groups
-from spot_ray.operators.config import BeamConfig, CameraViewConfig
+from spot_ray.operators.config import AugmentConfig, BeamConfig, CameraViewConfig
 from spot_ray.operators.mixture import DataSource, open_mixture
 from spot_ray.operators.plan import Planner
 from spot_ray.recipes.detection import detection_recipe
@@ -100,6 +100,7 @@ class Task:
         fraction: The part of its training sequences.
         frames: Frames of a sequence.
         every: Tenths of a second between them.
+        augment: What is done to its samples, much as there are few; the recipes' own change with what is public.
     """
 
     name: str
@@ -108,11 +109,20 @@ class Task:
     fraction: float
     frames: int
     every: int
+    augment: AugmentConfig
 
 
 TASKS = (
-    Task("nuscenes-centerpoint-5", "nuscenes-centerpoint-tiny", "nuscenes", 0.05, 8, 5),
-    Task("kitti-second-20", "kitti-second-tiny", "kitti", 0.2, 5, 10),
+    Task(
+        "nuscenes-centerpoint-5",
+        "nuscenes-centerpoint-tiny",
+        "nuscenes",
+        0.05,
+        8,
+        5,
+        AugmentConfig(scale=(0.9, 1.1), scale_height=True),
+    ),
+    Task("kitti-second-20", "kitti-second-tiny", "kitti", 0.2, 5, 10, AugmentConfig(flip_y=False, scale_height=True)),
 )
 
 
@@ -129,8 +139,8 @@ def pretraining_config(size: Size, seed: int) -> PretrainConfig:
 def detection_config(task: Task, size: Size, seed: int) -> DetectionConfig:
     """Return a task's recipe for its city.
 
-    It has the range of `spot-tiny`, all around, augmentation and loss of its full-size form, and of the classes those
-    that the city has. A step is one frame; batch norm's statistics are those of some fifty.
+    It has the range of `spot-tiny`, all around, the loss of its full-size form, and of the classes those that the city
+    has. A step is one frame; batch norm's statistics are those of some fifty.
     """
     base = detection_recipe(task.recipe)
     full = detection_recipe(task.recipe.removesuffix("-tiny"))
@@ -142,7 +152,7 @@ def detection_config(task: Task, size: Size, seed: int) -> DetectionConfig:
     epochs = size.nuscenes_epochs if task.preset == "nuscenes" else size.kitti_epochs
     return dataclasses.replace(
         base,
-        data=dataclasses.replace(base.data, camera_view=CameraViewConfig(), augment=full.data.augment),
+        data=dataclasses.replace(base.data, camera_view=CameraViewConfig(), augment=task.augment),
         model=dataclasses.replace(base.model, head=head, voxel=pretraining_recipe("spot-tiny").model.voxel),
         loss=full.loss,
         transfer=TransferConfig(batch_norm_momentum=0.02),

@@ -6,7 +6,9 @@ import json
 import math
 import os
 import platform
+import shutil
 import statistics
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -87,14 +89,24 @@ def table(experiments: Sequence[Mapping[str, Any]]) -> str:
 
 
 def provenance(program: str) -> dict[str, str]:
-    """Return the date, the machine and the command of a report."""
+    """Return the date, the machine, the command and the commit of a report; `-dirty`: with changes beside it."""
     gpu = f", {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ""
     return {
         "date": datetime.now(UTC).date().isoformat(),
         "machine": f"{os.cpu_count()} cores{gpu}, {platform.machine()} {platform.system()}; "
         f"Python {platform.python_version()}, torch {torch.__version__}",
+        "commit": _commit(),
         "command": f"python benchmarks/{program} {' '.join(sys.argv[1:])}".strip(),
     }
+
+
+def _commit() -> str:
+    git = shutil.which("git")
+    if git is None:
+        return "unknown: there is no git"
+    asked = [git, "describe", "--always", "--dirty", "--exclude", "*"]
+    found = subprocess.run(asked, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+    return found.stdout.strip() or "unknown: this is no checkout"
 
 
 def write_report(file: Path, report: Mapping[str, Any]) -> None:
