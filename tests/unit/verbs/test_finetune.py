@@ -69,7 +69,6 @@ def test_nothing_is_run_beside_what_has_not_ended(city: str, tmp_path: Path, mon
     [
         (["--val-split", "val"], "no sequence is of the split 'val'"),
         (["--benchmark", "nuscenes"], "is none of the benchmark's"),
-        (["--benchmark", "kiti"], "did you mean 'kitti'?"),
         (["--split", "train"], "no sequence is of the split 'train'"),
     ],
 )
@@ -81,6 +80,12 @@ def test_what_cannot_be_scored_is_refused_before_the_training(
     assert ask(city, tmp_path, *flags) == 2
     assert told in capsys.readouterr().err
     assert not runs.asked
+
+
+def test_a_benchmark_that_is_none_is_a_wrong_flag(city: str, tmp_path: Path) -> None:
+    with pytest.raises(SystemExit) as stop:
+        ask(city, tmp_path, "--benchmark", "kiti")
+    assert stop.value.code == 2
 
 
 def test_that_nothing_will_be_scored_is_said_first(
