@@ -220,12 +220,22 @@ def _nuscenes_data() -> DataConfig:
 
 
 def _tiny(
-    base: DetectionConfig, *, range_m: tuple[float, float, float, float, float, float], epochs: int
+    base: DetectionConfig,
+    *,
+    range_m: tuple[float, float, float, float, float, float],
+    epochs: int,
+    batch_size: int = 2,
 ) -> DetectionConfig:
     """Return a recipe on the encoders of `spot-tiny`, with voxels of their size, for two CPU cores and few frames.
 
     Single sweeps, nothing pasted, balanced or augmented: what it is for is to see in minutes that the whole chain
     learns. The features are those that `spot-tiny` has.
+
+    Args:
+        base: The recipe.
+        range_m: The range, of which x and y are taken.
+        epochs: Passes over the frames.
+        batch_size: Frames of a step. Batch norm predicts with statistics of several steps: they should be much alike.
     """
     tiny = spot_tiny()
     x0, y0, x1, y1 = range_m[0], range_m[1], range_m[3], range_m[4]
@@ -254,14 +264,18 @@ def _tiny(
         optimiser=replace(base.optimiser, lr=0.003),
         transfer=TransferConfig(batch_norm_momentum=0.1),
         train=TrainConfig(
-            epochs=epochs, global_batch_size=2, micro_batch_size=2, checkpoint_every_steps=200, log_every_steps=10
+            epochs=epochs,
+            global_batch_size=batch_size,
+            micro_batch_size=batch_size,
+            checkpoint_every_steps=200,
+            log_every_steps=10,
         ),
     )
 
 
 def kitti_second_tiny() -> DetectionConfig:
     """Return `kitti-second` for two CPU cores; see :func:`_tiny`."""
-    return _tiny(kitti_second(), range_m=(0.0, -40.0, 0.0, 70.4, 40.0, 0.0), epochs=120)
+    return _tiny(kitti_second(), range_m=(0.0, -40.0, 0.0, 70.4, 40.0, 0.0), epochs=120, batch_size=4)
 
 
 def nuscenes_second_tiny() -> DetectionConfig:
