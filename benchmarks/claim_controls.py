@@ -15,7 +15,8 @@ Beside the two arms of `benchmarks/claim.py`, whose stages are taken over where 
 - `5 % pre-training`, `20 % pre-training`: pre-trained on a part of the sequences, with as many steps as on all (to
   the nearest pass; `pretraining_steps` in the report): less to see, not less learning.
 
-It takes about three times as long as the claim itself; stopped, it goes on with the next call. The report,
+It takes about three times as long as the claim itself, some two hours on two quiet cores; stopped, it goes on with the
+next call. The report,
 `claim/controls.json`, is like that of the claim, with an entry each arm; copied, dated, it is kept as
 
     cp claim/controls.json benchmarks/results/claim_controls-<date>-<device>.json
