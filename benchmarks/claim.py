@@ -319,7 +319,7 @@ def finetuning_stage(task: Task, size: Size, seed: int, device: str, *, arm: str
 
 def pretraining_name(arm: str) -> str:
     """Return what the pre-training of an arm is called, but for its seed."""
-    return "pretrain" if arm == "pretrained" else f"pretrain-{arm}"
+    return "pretrain" if arm.startswith("pretrained") else f"pretrain-{arm}"
 
 
 def rows(done: Mapping[str, Result], seeds: Sequence[int], arms: Sequence[str]) -> list[dict[str, Any]]:

@@ -9,6 +9,8 @@ Beside the two arms of `benchmarks/claim.py`, whose stages are taken over where 
   fine-tuning did together. Time is process CPU time on a CPU and wall time on a GPU, as measured for the same seed;
   `compute_ratio` in the report is what came of it. Making the labels (an eighth of a pre-training) is left out: it is
   done once for all runs.
+- `pre-trained, longer`: from the checkpoint, with as many epochs of fine-tuning as `scratch, equal compute` has: tells
+  whether pre-training is worth more than the steps that it saves.
 - `shuffled labels`: pre-trained on the same sweeps and labels, each frame with those of another sequence's frame. What
   is left is what optimisation alone does to fresh weights, and the mean occupancy of a street.
 - `binary occupancy`: pre-trained on labels of one class, occupied (the paper's Table 13).
@@ -29,6 +31,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import claim
 from claim import CITY, SIZES, TASKS, Size, Task
@@ -39,9 +42,9 @@ from claim_stages import Result, Stage, run_stages
 from spot_ray.finetune.config import DetectionConfig
 from spot_ray.recipes.pretraining import pretraining_recipe
 
-SHUFFLED, BINARY, EQUAL = "shuffled-labels", "binary-occupancy", "equal-compute"
+SHUFFLED, BINARY, EQUAL, LONGER = "shuffled-labels", "binary-occupancy", "equal-compute", "pretrained-longer"
 PARTS = {"5-percent": 0.05, "20-percent": 0.2}
-ARMS = ("scratch", "pretrained", EQUAL, SHUFFLED, BINARY, *PARTS)
+ARMS = ("scratch", "pretrained", EQUAL, LONGER, SHUFFLED, BINARY, *PARTS)
 
 
 def plan(size: Size, seeds: Sequence[int], device: str) -> list[Stage]:
@@ -62,7 +65,7 @@ def plan(size: Size, seeds: Sequence[int], device: str) -> list[Stage]:
         ]
     for task in TASKS:
         for seed in seeds:
-            stages += [equal_compute_stage(task, size, seed, device)]
+            stages += [equal_compute_stage(task, size, seed, device), longer_stage(task, size, seed, device)]
             stages += [
                 claim.finetuning_stage(task, size, seed, device, arm=arm, init=f"pretrain-{arm}-{seed}")
                 for arm in (SHUFFLED, BINARY, *PARTS)
@@ -84,6 +87,23 @@ def equal_compute_stage(task: Task, size: Size, seed: int, device: str) -> Stage
     arguments = {**short.arguments, "pretrained": pretrained, "scratch": short.name}
     del arguments["init"]
     return Stage(f"{task.name}-{EQUAL}-{seed}", finetune_longer, arguments, (*short.needs, pretrained, short.name))
+
+
+def longer_stage(task: Task, size: Size, seed: int, device: str) -> Stage:
+    """Return the fine-tuning from the checkpoint that is as long as the longer one from scratch."""
+    init = f"pretrain-{seed}"
+    short = claim.finetuning_stage(task, size, seed, device, arm="pretrained", init=init)
+    as_long_as = f"{task.name}-{EQUAL}-{seed}"
+    arguments = {**short.arguments, "as_long_as": as_long_as}
+    return Stage(f"{task.name}-{LONGER}-{seed}", finetune_as_long, arguments, (*short.needs, as_long_as))
+
+
+def finetune_as_long(
+    folder: Path, needed: Mapping[str, Result], *, config: DetectionConfig, as_long_as: str, **options: Any
+) -> Result:
+    """Fine-tune with as many epochs as another stage."""
+    train = dataclasses.replace(config.train, epochs=needed[as_long_as]["epochs"])
+    return claim.finetune(folder, needed, config=dataclasses.replace(config, train=train), **options)
 
 
 def finetune_longer(

@@ -105,6 +105,18 @@ def test_scratch_of_equal_compute_learns_for_as_long_as_both_took(
     assert learned == [-(-epochs * 7 // 2), -(-epochs * 3 // 2)]
 
 
+def test_the_checkpoint_is_fine_tuned_for_as_long_as_scratch(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    stages = {stage.name: stage for stage in claim_controls.plan(SMALL, range(2), "cpu")}
+    stage = stages["kitti-second-20-pretrained-longer-1"]
+    assert stage.needs == ("kitti-city", "pretrain-1", "kitti-second-20-equal-compute-1")
+    asked: dict[str, Any] = {}
+    monkeypatch.setattr(claim, "finetune", lambda *_, **options: asked.update(options) or {})
+    stage.run(tmp_path, {"kitti-second-20-equal-compute-1": {"epochs": 54}}, **stage.arguments)
+    short = stages["kitti-second-20-pretrained-1"].arguments
+    assert asked["config"].train.epochs == 54
+    assert {**asked, "config": short["config"]} == short
+
+
 def test_a_row_has_the_headline_by_seed() -> None:
     done: dict[str, Result] = {}
     for i, task in enumerate(TASKS):
