@@ -72,7 +72,7 @@ def table(experiments: Sequence[Mapping[str, Any]]) -> str:
     """Return the rows for people: percent, mean ± standard deviation, and the difference from scratch."""
     lines = [f"{'':34}{'arm':<18}{'mean ± std':>16}   {'by seed':<32}difference, 95 % interval"]
     for row in experiments:
-        arms = [key for key, value in row.items() if isinstance(value, dict) and "scores" in value]
+        arms = [key for key, value in row.items() if isinstance(value, dict) and "mean" in value]
         for i, arm in enumerate(arms):
             found = row[arm]
             head = f"{row['name']} {row['metric']}" if i == 0 else ""

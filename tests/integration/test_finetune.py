@@ -41,6 +41,7 @@ SMALL = [
     *("--model.encoder.channels", "4", "8", "8", "8", "--model.encoder.out-channels", "8"),
     *("--model.bev.layers", "1", "1", "--model.bev.filters", "8", "8", "--model.bev.upsample-filters", "8", "8"),
     *("--data.camera-view.no-enabled", "--train.epochs", "2", "--train.checkpoint-every-steps", "2"),
+    *("--train.global-batch-size", "2"),
     *("--compute.sparse", "spconv", "--train.log-every-steps", "1"),
 ]
 

@@ -48,6 +48,8 @@ def test_a_row_holds_each_arm_and_its_difference_from_scratch() -> None:
     text = table([row])
     assert "20.00 ± 14.14" in text
     assert "+20.00  (-107.06 to +147.06)" in text  # t of one degree: 12.7062
+    # Further entries, like the same scores by frame, are no arms.
+    assert table([{**row, "by_frame": {"scores": {"scratch": [0.1, 0.3]}, "differences": {}}}]) == text
 
 
 def test_a_report_is_replaced_whole(tmp_path: Path) -> None:
