@@ -6,7 +6,7 @@ It checks sanity, no more: some twenty frames of two streets. `spot-tiny`, pre-t
 gets a linear head that classifies points, and both are trained end to end on the first half of a recording: ten sweeps
 of SemanticKITTI 00 (10 Hz), eleven key frames of one nuScenes log (2 Hz). The frame after that half is left out, and
 what comes after is the test. Classes are the paper's fifteen, as far as a dataset's taxonomy names them. Three
-beginnings: from scratch, from a pre-training on labels shuffled among frames, and from the pre-training.
+beginnings: from scratch, from a pre-training on labels shuffled among sequences, and from the pre-training.
 
 A score is the mean IoU over the classes of the test frames, of all of them together; a seed decides the head, the
 order, the augmentation and, modulo three, the pre-training. The report, `claim/real.json`, has the arms and their
