@@ -2,17 +2,19 @@
 
 It is an Arrow IPC file, uncompressed, an object a row: what it is, and each of its points' columns as one binary value.
 It is mapped into memory and read where it lies, so that all processes of a machine share what the system keeps of it
-in memory, and a database may be larger than that. One in a store is copied once to the machine's temporary folder,
-where it stays.
+in memory, and a database may be larger than that. One in a store is copied once to the machine's temporary folder; the
+copies that no process has opened for a week go when another is made.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import functools
 import hashlib
 import os
 import tempfile
+import time
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -34,6 +36,8 @@ OBJECTS = "objects.arrow"
 """The file of the objects in the folder of a database."""
 TIME_LAG = "time_lag_s"
 """The column of how much earlier than the frame a merged point's sweep is, seconds."""
+KEPT_S = 7 * 24 * 3600.0
+"""How long a copy of a store's objects stays on a machine where nobody opens it, seconds."""
 _DTYPE = b"dtype"
 _OBJECT = (
     pa.field("dataset", pa.int32(), nullable=False),
@@ -224,7 +228,22 @@ def _local_copy(uri: str, version: str) -> str:
                 aside.replace(target)
             finally:
                 aside.unlink(missing_ok=True)
+            _remove_unused(folder)
+        os.utime(target)
     return str(target)
+
+
+def _remove_unused(folder: Path) -> None:
+    """Remove the copies that nobody has opened for long; a process that reads one keeps what it has mapped."""
+    for copy in folder.glob("*.arrow"):
+        with copy.with_suffix(".lock").open("a") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue  # it is being opened
+            with contextlib.suppress(FileNotFoundError):
+                if copy.stat().st_mtime < time.time() - KEPT_S:
+                    copy.unlink()
 
 
 def _floats(scalar: Any) -> npt.NDArray[np.float32]:

@@ -1,7 +1,9 @@
 """The database of objects: of the frames that a run trains on and no others, found whole or not at all."""
 
 import json
+import os
 import pickle
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from spot_ray.geometry.boxes import points_of_boxes
 from spot_ray.operators import gt_database
 from spot_ray.operators.config import BalanceConfig, BoxConfig, DataConfig, GtSamplingConfig, MergeConfig
 from spot_ray.operators.gt_database import build_gt_database
-from spot_ray.operators.gt_objects import TIME_LAG, GtDatabase, open_database
+from spot_ray.operators.gt_objects import KEPT_S, TIME_LAG, GtDatabase, open_database
 from spot_ray.operators.gt_origin import read_marker
 from spot_ray.operators.mixture import DataSource, open_mixture
 from spot_ray.schema.subset import Subset
@@ -227,12 +229,33 @@ def test_one_in_a_store_is_copied_once(street, tmp_path, monkeypatch):
         assert sorted(path.suffix for path in tmp_path.glob("*/*")) == [".arrow", ".lock"]
         assert sum(one.class_number == 0 for one in objects(database)) == 15
         copy = next(tmp_path.glob("*/*.arrow"))
-        stamp = copy.stat().st_mtime_ns
+        inode = copy.stat().st_ino
         open_database.cache_clear()
         build(street, uri)
-        assert copy.stat().st_mtime_ns == stamp
+        assert copy.stat().st_ino == inode
     finally:
         fsspec.filesystem("memory").rm("/objects-of-a-run", recursive=True)
+
+
+def test_copies_that_nobody_opens_for_a_week_go(street, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    try:
+        _, database = build(street, "memory://objects-of-runs/first")
+        first = next(tmp_path.glob("*/*.arrow"))
+        _, other = build(street, "memory://objects-of-runs/second")
+        assert len(list(tmp_path.glob("*/*.arrow"))) == 2
+        long_ago = time.time() - KEPT_S - 60
+        for copy in tmp_path.glob("*/*.arrow"):
+            os.utime(copy, (long_ago, long_ago))
+        open_database.cache_clear()
+        build(street, "memory://objects-of-runs/first")  # opened again: it stays
+        build(street, "memory://objects-of-runs/third")
+        left = set(tmp_path.glob("*/*.arrow"))
+        assert len(left) == 2
+        assert first in left
+        assert len(objects(other)) == len(objects(database)) == 23  # what is mapped stays readable
+    finally:
+        fsspec.filesystem("memory").rm("/objects-of-runs", recursive=True)
 
 
 def test_its_objects_lie_in_the_mapped_file(street, tmp_path):
