@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 from spot_ray.convert.files import AGAIN, inside, read_text
 from spot_ray.errors import DataError
-from spot_ray.geometry import se3
+from spot_ray.geometry.kitti_boxes import boxes_in_ego
 from spot_ray.schema.sweep import Boxes
 from spot_ray.storage.kitti_text import DONT_CARE, LABEL_COLUMNS, object_rows
 
@@ -59,29 +59,6 @@ def read_label(
         difficulty=difficulty(table[:, 6] - table[:, 4], table[:, 1], table[:, 0]),
     )
     return boxes, np.array(ignored, dtype=np.float32) if ignored else None
-
-
-def boxes_in_ego(labels: Float, ego_SE3_camera: Float) -> npt.NDArray[np.float32]:
-    """Return labels as boxes in the ego frame.
-
-    Args:
-        labels: (M, 7) height, width, length, x, y, z of the bottom's centre, rotation about the camera's y axis; metres
-            and radians, in the rectified frame of camera 0.
-        ego_SE3_camera: (4, 4) pose of that frame.
-
-    Returns:
-        (M, 7) float32 boxes.
-    """
-    height, width, length = labels[:, 0], labels[:, 1], labels[:, 2]
-    centre = labels[:, 3:6].copy()
-    centre[:, 1] -= height / 2  # y points down
-    turn = labels[:, 6]
-    heading = np.stack([np.cos(turn), np.zeros_like(turn), -np.sin(turn)], axis=1) @ ego_SE3_camera[:3, :3].T
-    boxes = np.empty((len(labels), 7), dtype=np.float32)
-    boxes[:, :3] = se3.transform_points(ego_SE3_camera, centre)
-    boxes[:, 3:6] = np.stack([length, width, height], axis=1)
-    boxes[:, 6] = np.arctan2(heading[:, 1], heading[:, 0])
-    return boxes
 
 
 def difficulty(height_px: Float, occlusion: Float, truncation: Float) -> npt.NDArray[np.int32]:

@@ -14,6 +14,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
+import numpy as np
+import numpy.typing as npt
+
 from spot_ray.schema.detections import Detections
 from spot_ray.storage.dataset import Dataset
 
@@ -41,6 +44,21 @@ class Scores:
     def __str__(self) -> str:
         """Return the table."""
         return self.table
+
+
+@dataclass(frozen=True, eq=False)
+class EgoBoxes:
+    """Predicted boxes of one frame in its ego frame, under the benchmark's names.
+
+    Args:
+        boxes: (M, 7) float64 `[x, y, z, dx, dy, dz, yaw]`, metres and radians.
+        scores: (M,) float64, on the scale of the predictions: not every benchmark wants them within 0 and 1.
+        class_names: M names.
+    """
+
+    boxes: npt.NDArray[np.float64]
+    scores: npt.NDArray[np.float64]
+    class_names: tuple[str, ...]
 
 
 class Benchmark(Protocol[Truth, Predictions]):
@@ -82,6 +100,20 @@ class Benchmark(Protocol[Truth, Predictions]):
         Raises:
             DataError: If the dataset detects what the benchmark has no class for, a frame lacks what the benchmark
                 needs, or a detection is of no class of the dataset.
+        """
+
+    def in_ego(self, dataset: Dataset, frames: Sequence[int], predictions: Predictions) -> list[EgoBoxes]:
+        """Return the predictions of frames of a converted dataset, wherever they come from, in the frames' ego frames.
+
+        The inverse of :meth:`from_detections`, as far as that keeps what was found.
+
+        Args:
+            dataset: The dataset.
+            frames: Indices of its frames.
+            predictions: Predictions, of these frames among others.
+
+        Raises:
+            DataError: If there are none of one of the frames, or the frame lacks what tells where it stands.
         """
 
     def read(self, uri: str) -> Predictions:

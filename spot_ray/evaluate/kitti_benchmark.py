@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from spot_ray.errors import DataError
-from spot_ray.evaluate.benchmark import Scores
+from spot_ray.evaluate.benchmark import EgoBoxes, Scores
 from spot_ray.evaluate.checks import refuse_missing, refuse_unknown
 from spot_ray.evaluate.kitti import ALL, CLASSES, LEVELS, METRICS, STRICT, Overlaps, curves, r11, r40
-from spot_ray.evaluate.kitti_dataset import labels_of_dataset, results_of_detections
+from spot_ray.evaluate.kitti_dataset import labels_of_dataset, results_in_ego, results_of_detections
 from spot_ray.evaluate.kitti_files import check_folder, read_labels, read_results, write_results
 from spot_ray.evaluate.kitti_rows import ROW_TYPES, KittiPredictions, KittiTruth
 from spot_ray.schema.detections import Detections
@@ -48,6 +48,10 @@ class KittiBenchmark:
     ) -> KittiPredictions:
         """Return results; see :func:`~spot_ray.evaluate.kitti_dataset.results_of_detections`."""
         return results_of_detections(dataset, frames, detections)
+
+    def in_ego(self, dataset: Dataset, frames: Sequence[int], predictions: KittiPredictions) -> list[EgoBoxes]:
+        """Return results in ego frames; see :func:`~spot_ray.evaluate.kitti_dataset.results_in_ego`."""
+        return results_in_ego(dataset, frames, predictions)
 
     def read(self, uri: str) -> KittiPredictions:
         """Read results; see :func:`~spot_ray.evaluate.kitti_files.read_results`."""

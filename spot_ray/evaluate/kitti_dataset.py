@@ -13,9 +13,10 @@ import numpy as np
 import numpy.typing as npt
 
 from spot_ray.errors import DataError
-from spot_ray.evaluate.checks import check_classes, class_places
+from spot_ray.evaluate.benchmark import EgoBoxes
+from spot_ray.evaluate.checks import check_classes, class_places, refuse_missing
 from spot_ray.evaluate.kitti import CLASSES
-from spot_ray.evaluate.kitti_boxes import AXES_SE3_CAMERA, boxes_in_camera, boxes_in_image, observation_angle
+from spot_ray.evaluate.kitti_image import boxes_in_image, observation_angle
 from spot_ray.evaluate.kitti_rows import (
     ROW_TYPES,
     UNUSED_ANGLE,
@@ -26,6 +27,7 @@ from spot_ray.evaluate.kitti_rows import (
     KittiTruth,
     Part,
 )
+from spot_ray.geometry.kitti_boxes import AXES_SE3_CAMERA, boxes_in_camera, boxes_in_ego
 from spot_ray.schema.detections import Detections
 from spot_ray.schema.kitti_camera import USUAL_IMAGE_SIZE, KittiCamera, kitti_camera
 from spot_ray.schema.sweep import Sweep
@@ -140,6 +142,45 @@ def results_of_detections(
         size = " × ".join(map(str, USUAL_IMAGE_SIZE))
         notes.append(f"{assumed} frames do not tell the size of their image: {size} pixels were taken")
     return KittiPredictions(KittiRows.of_frames(parts, scored=True), tuple(notes), where=dataset.uri)
+
+
+def results_in_ego(dataset: Dataset, frames: Sequence[int], predictions: KittiPredictions) -> list[EgoBoxes]:
+    """Return the results of frames of a converted dataset, in the frames' ego frames; results of all types.
+
+    Args:
+        dataset: The dataset.
+        frames: Indices of its frames.
+        predictions: The results.
+
+    Raises:
+        DataError: If there are none for one of the frames, or those of a frame tell their boxes in the image alone.
+    """
+    rows, where = predictions.rows, predictions.where
+    place = {name: f for f, name in enumerate(rows.frames)}
+    placed: list[EgoBoxes] = []
+    for i in frames:
+        sweep = dataset.read(i, ())
+        name = frame_name(sweep)
+        refuse_missing([] if name in place else [name], len(frames), predictions=where, empty="an empty file")
+        own = np.arange(rows.start[place[name]], rows.start[place[name] + 1])
+        in_space = own[(rows.boxes_3d[own, :3] > 0).all(axis=1)]
+        if len(own) and not len(in_space):
+            raise DataError(
+                f"the results of the frame {name} tell no box in space",
+                where=where,
+                expected="height, width, length, x, y, z, rotation_y beside the box in the image",
+            )
+        camera = _camera(sweep, dataset)
+        pose = AXES_SE3_CAMERA if camera is None else camera.ego_SE3_camera
+        assert rows.scores is not None
+        placed.append(
+            EgoBoxes(
+                boxes_in_ego(rows.boxes_3d[in_space], pose).astype(np.float64),
+                rows.scores[in_space],
+                tuple(ROW_TYPES[kind] for kind in rows.types[in_space]),
+            )
+        )
+    return placed
 
 
 def frame_name(sweep: Sweep) -> str:

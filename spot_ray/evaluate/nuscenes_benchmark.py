@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pyarrow.compute as pc
 
 from spot_ray.errors import DataError
-from spot_ray.evaluate.benchmark import Scores
+from spot_ray.evaluate.benchmark import EgoBoxes, Scores
 from spot_ray.evaluate.checks import check_classes, class_places, refuse_missing, refuse_unknown
 from spot_ray.evaluate.nuscenes import (
     ATTRIBUTES,
@@ -154,6 +154,24 @@ class NuscenesBenchmark:
             where=dataset.uri,
         )
 
+    def in_ego(self, dataset: Dataset, frames: Sequence[int], predictions: NuscenesPredictions) -> list[EgoBoxes]:
+        """Return the predictions of keyframes of a converted dataset, in the frames' ego frames.
+
+        Raises:
+            DataError: If there are no predictions for one of the frames, or it is no keyframe, has no pose or is given
+                twice.
+        """
+        place = {token: s for s, token in enumerate(predictions.samples)}
+        placed: list[EgoBoxes] = []
+        for i, token in zip(frames, _names(dataset, frames), strict=True):
+            missing = [] if token in place else [token]
+            refuse_missing(missing, len(frames), predictions=predictions.where, empty="an empty list")
+            own = np.flatnonzero(predictions.boxes.sample == place[token])
+            boxes = _ego(predictions.boxes.take(own), _pose(dataset.pose_and_boxes(i)[0], dataset, token))
+            names = tuple(DETECTION_CLASSES[c] for c in predictions.boxes.label[own])
+            placed.append(EgoBoxes(boxes, predictions.scores[own], names))
+        return placed
+
     def read(self, uri: str) -> NuscenesPredictions:
         """Read a submission; see :func:`~spot_ray.evaluate.nuscenes_files.read_predictions`."""
         return read_predictions(uri)
@@ -276,6 +294,18 @@ def _global(
         attribute=np.full(count, -1, dtype=np.int8),
         num_points=np.full(count, -1, dtype=np.int32),
     )
+
+
+def _ego(boxes: NuscenesBoxes, world_SE3_ego: Float) -> Float:
+    """Return the (M, 7) boxes of the ego frame that global ones are; the inverse of :func:`_global`."""
+    w, x, y, z = (boxes.rotation / np.linalg.norm(boxes.rotation, axis=1, keepdims=True)).T
+    forward = np.stack([w * w + x * x - y * y - z * z, 2 * (x * y + w * z), 2 * (x * z - w * y)], axis=1)
+    heading = forward @ world_SE3_ego[:3, :3]
+    result = np.empty((len(boxes), 7))
+    result[:, :3] = (boxes.centre - world_SE3_ego[:3, 3]) @ world_SE3_ego[:3, :3]
+    result[:, 3:6] = boxes.size_wlh[:, [1, 0, 2]]
+    result[:, 6] = np.arctan2(heading[:, 1], heading[:, 0])
+    return result
 
 
 def _level(vectors: npt.NDArray[np.floating], world_SE3_ego: Float) -> Float:

@@ -6,10 +6,11 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow.compute as pc
 
 from spot_ray.errors import DataError
-from spot_ray.evaluate.benchmark import Scores
-from spot_ray.evaluate.checks import check_classes, class_places
+from spot_ray.evaluate.benchmark import EgoBoxes, Scores
+from spot_ray.evaluate.checks import check_classes, class_places, refuse_missing
 from spot_ray.evaluate.once import (
     RANGES,
     SUPERCLASS_OF,
@@ -109,6 +110,32 @@ class OnceBenchmark:
                 _in_lidar(dataset, one.boxes), place[one.classes.astype(np.int64) - 1], one.scores.astype(np.float64)
             )
         return OncePredictions(found, dataset.uri)
+
+    def in_ego(self, dataset: Dataset, frames: Sequence[int], predictions: OncePredictions) -> list[EgoBoxes]:
+        """Return the predictions of frames of a converted dataset, in the frames' ego frames.
+
+        Raises:
+            DataError: If there are no predictions for one of the frames, or they could be for another of the dataset's
+                sequences as well.
+        """
+        placed: list[EgoBoxes] = []
+        for sequence_id, frame_id in _keys(dataset, frames):
+            found = predictions.frames.get((sequence_id, frame_id))
+            if found is None and (None, frame_id) in predictions.frames:
+                if pc.sum(pc.equal(dataset.manifest.column("frame_id"), frame_id)).as_py() > 1:
+                    raise DataError(
+                        f"frame {frame_id} is in several sequences",
+                        where=predictions.where,
+                        expected="its sequence_id beside its frame_id",
+                    )
+                found = predictions.frames[None, frame_id]
+            missing = [f"{sequence_id}/{frame_id}"] if found is None else []
+            refuse_missing(missing, len(frames), predictions=predictions.where, empty="an entry with empty lists")
+            assert found is not None
+            assert found.scores is not None
+            boxes = transform_boxes(dataset.info.rig[0].pose, found.boxes).astype(np.float64)
+            placed.append(EgoBoxes(boxes, found.scores, tuple(CLASS_NAMES[c] for c in found.classes)))
+        return placed
 
     def read(self, uri: str) -> OncePredictions:
         """Read a submission as JSON.

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from spot_ray.config.load import suggestion
 from spot_ray.errors import DataError
-from spot_ray.evaluate.benchmark import Scores
+from spot_ray.evaluate.benchmark import EgoBoxes, Scores
 from spot_ray.evaluate.checks import check_classes, class_places, refuse_missing, refuse_unknown
 from spot_ray.evaluate.waymo import LEVELS, RANGES, Measured, measure
 from spot_ray.evaluate.waymo_boxes import (
@@ -149,6 +149,24 @@ class WaymoBenchmark:
             overlaps_nlz=np.zeros(sum(len(found) for found in detections), np.bool_),
             where=dataset.uri,
         )
+
+    def in_ego(self, dataset: Dataset, frames: Sequence[int], predictions: WaymoPredictions) -> list[EgoBoxes]:
+        """Return the predictions of frames of a converted dataset, in the frames' ego frames: Waymo's vehicle frame.
+
+        Raises:
+            DataError: If there are no predictions for one of the frames; in those of a file, for its whole segment.
+        """
+        place = {key: f for f, key in enumerate(predictions.frames)}
+        segments = {segment for segment, _ in predictions.frames}
+        placed: list[EgoBoxes] = []
+        for key in _keys(dataset, frames):
+            known = key in place if predictions.every_frame else not segments or key[0] in segments
+            missing = [] if known else [frame_name(key)]
+            refuse_missing(missing, len(frames), predictions=predictions.where, empty="a frame without boxes")
+            own = np.flatnonzero(predictions.frame == place.get(key, -1))
+            names = tuple(CLASS_NAMES[kind - 1] for kind in predictions.types[own])
+            placed.append(EgoBoxes(predictions.boxes[own], predictions.scores[own].astype(np.float64), names))
+        return placed
 
     def read(self, uri: str) -> WaymoPredictions:
         """Read predictions in the submission format; see :func:`~spot_ray.evaluate.waymo_files.read_predictions`."""

@@ -22,10 +22,18 @@ def add(verb: AddVerb) -> None:
     what = sub.add_mutually_exclusive_group()
     what.add_argument("--occupancy", action="store_true", help="draw the voxels in three dimensions")
     what.add_argument(
-        "--detections", action="store_true", help="draw true boxes green, and those that --checkpoint detects red"
+        "--detections",
+        action="store_true",
+        help="draw true boxes green, and those that --checkpoint detects or --predictions hold red",
     )
     what.add_argument("--report", action="store_true", help="print what the labels of each sequence hold instead")
     sub.add_argument("--checkpoint", metavar="DIR", help="predict with this checkpoint (default: no prediction)")
+    sub.add_argument(
+        "--predictions", metavar="PATH", help="with --detections: a submission of anybody's, as spot-ray score takes it"
+    )
+    sub.add_argument(
+        "--metric", metavar="NAME", help="with --predictions: whose they are, kitti, nuscenes, once or waymo"
+    )
     sub.add_argument("--data", required=True, metavar="URI", help="the dataset")
     sub.add_argument(
         "--frame", metavar="SEQUENCE/FRAME", nargs="+", help="the frame to draw; with --detections: up to nine"
@@ -62,7 +70,7 @@ def add(verb: AddVerb) -> None:
 _VIEW_FLAGS = {
     "": {"frame", "out", "checkpoint"},
     "--occupancy": {"frame", "out", "checkpoint", "reach", "boxes", "unobserved", "rerun", "sequence"},
-    "--detections": {"frame", "out", "checkpoint", "reach", "min_score"},
+    "--detections": {"frame", "out", "checkpoint", "predictions", "metric", "reach", "min_score"},
     "--report": {"sequence", "frames", "json"},
 }
 """What each way to look takes beside the dataset and its labels."""
@@ -94,6 +102,8 @@ def view(options: argparse.Namespace, _: list[str]) -> None:
             data=options.data,
             frames=given(options, "frame", "SEQUENCE/FRAME"),
             checkpoint=options.checkpoint,
+            predictions=options.predictions,
+            metric=options.metric if options.predictions is None else given(options, "metric", "NAME"),
             min_score=0.3 if options.min_score is None else options.min_score,
             reach_m=options.reach or 50.0,
         )

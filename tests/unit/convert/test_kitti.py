@@ -13,11 +13,12 @@ import fsspec
 import numpy as np
 import pytest
 
-from spot_ray.convert._kitti_labels import boxes_in_ego, difficulty
+from spot_ray.convert._kitti_labels import difficulty
 from spot_ray.convert.files import hashed_reading
 from spot_ray.convert.kitti import CLASSES, Kitti, open_source
 from spot_ray.convert.source import BadFrame, known_sources
 from spot_ray.errors import ConfigError, DataError
+from spot_ray.geometry.kitti_boxes import boxes_in_ego
 from spot_ray.schema.sweep import Sweep
 from spot_ray.schema.taxonomy import PAPER_CLASSES
 from spot_ray.storage.dataset import DatasetWriter, open_dataset

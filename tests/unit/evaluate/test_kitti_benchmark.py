@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from kitti_scenes import REAL
 
-from spot_ray.convert._kitti_labels import boxes_in_ego
 from spot_ray.convert.kitti import TAXONOMY, open_source
 from spot_ray.errors import DataError
 from spot_ray.evaluate.benchmarks import find_benchmark
 from spot_ray.evaluate.kitti import LOOSE
 from spot_ray.evaluate.kitti_benchmark import KittiBenchmark
-from spot_ray.evaluate.kitti_boxes import AXES_SE3_CAMERA, boxes_in_camera, boxes_in_image, observation_angle
+from spot_ray.evaluate.kitti_image import boxes_in_image, observation_angle
 from spot_ray.evaluate.kitti_rows import ROW_TYPES
 from spot_ray.geometry import se3
+from spot_ray.geometry.kitti_boxes import AXES_SE3_CAMERA, boxes_in_camera, boxes_in_ego
 from spot_ray.schema.detections import Detections
 from spot_ray.schema.lidars import HDL_64E
 from spot_ray.schema.sweep import Boxes, Sweep
@@ -185,6 +185,32 @@ def test_detections_become_results_with_what_the_image_shows(tmp_path):
     )
     benchmark.write(predictions, str(tmp_path / "out"))
     np.testing.assert_array_equal(benchmark.read(str(tmp_path / "out")).rows.values, rows.values)
+
+
+def test_results_come_back_to_the_ego_frame(tmp_path):
+    data = dataset(tmp_path / "data", [sweep(0, [AHEAD]), sweep(1, [AHEAD], size=None), sweep(2, [])])
+    turned = [*AHEAD[:6], 0.3]
+    benchmark = KittiBenchmark()
+    results = str(tmp_path / "results")
+    benchmark.write(
+        benchmark.from_detections(data, [0, 1], [found(AHEAD, turned, classes=[3, 1]), Detections.empty()]), results
+    )
+    nothing, both = benchmark.in_ego(data, [1, 0], benchmark.read(results))
+    assert len(nothing.boxes) == len(nothing.class_names) == 0
+    np.testing.assert_allclose(both.boxes, [AHEAD, turned], atol=1e-5)
+    np.testing.assert_allclose(both.scores, [0.9, 0.5])
+    assert both.class_names == ("Cyclist", "Car")
+    with pytest.raises(DataError, match="1 of 1 frames have no predictions, the first is 000002"):
+        benchmark.in_ego(data, [2], benchmark.read(results))
+    # A result of the image alone has no place, and one of a type that is not scored has.
+    rows = (tmp_path / "results" / "000000.txt").read_text().splitlines()
+    flat = "Car -1 -1 -10 1 2 3 4 -1 -1 -1 -1000 -1000 -1000 -10 0.5"
+    (tmp_path / "results" / "000000.txt").write_text("\n".join([flat, rows[1].replace("Car", "Van")]))
+    (one,) = benchmark.in_ego(data, [0], benchmark.read(results))
+    assert one.class_names == ("Van",)
+    (tmp_path / "results" / "000000.txt").write_text(flat)
+    with pytest.raises(DataError, match="the results of the frame 000000 tell no box in space"):
+        benchmark.in_ego(data, [0], benchmark.read(results))
 
 
 def test_the_figures_of_a_dataset_with_images(tmp_path):

@@ -159,6 +159,23 @@ def test_detections_come_to_the_global_frame(tmp_path: Path) -> None:
     assert found.scores.tolist() == [0.75]
 
 
+def test_a_submission_comes_back_to_the_ego_frames(nuscenes_folder: Any, tmp_path: Path) -> None:
+    dataset = convert(nuscenes_folder.root, tmp_path / "dataset")
+    frames = [i for i in range(len(dataset)) if dataset.manifest.column("keyframe")[i].as_py()]
+    detections = found_in(dataset, frames)
+    file = str(tmp_path / "results.json")
+    BENCHMARK.write(BENCHMARK.from_detections(dataset, frames, detections), file)
+    predictions = BENCHMARK.read(file)
+    assert sum(map(len, detections)) > 3
+    for one, same in zip(BENCHMARK.in_ego(dataset, frames[::-1], predictions), detections[::-1], strict=True):
+        np.testing.assert_allclose(one.boxes[:, :6], same.boxes[:, :6], atol=1e-5)
+        np.testing.assert_allclose(np.exp(1j * one.boxes[:, 6]), np.exp(1j * same.boxes[:, 6]), atol=1e-6)
+        np.testing.assert_allclose(one.scores, same.scores, atol=1e-7)
+        assert one.class_names == tuple(dataset.info.taxonomy.detection_classes[c - 1] for c in same.classes)
+    with pytest.raises(DataError, match="1 of 1 frames have no predictions"):
+        BENCHMARK.in_ego(dataset, frames[:1], BENCHMARK.from_detections(dataset, frames[1:], detections[1:]))
+
+
 def test_attributes_follow_from_class_and_speed(nuscenes_folder: Any, tmp_path: Path) -> None:
     dataset = convert(nuscenes_folder.root, tmp_path / "dataset")
     count = len(DETECTION_CLASSES)

@@ -13,6 +13,7 @@ from spot_ray.convert.once import LIDAR, taxonomy
 from spot_ray.convert.run import convert
 from spot_ray.errors import DataError
 from spot_ray.evaluate.benchmark import Benchmark
+from spot_ray.evaluate.once import OnceBoxes
 from spot_ray.evaluate.once_benchmark import OnceBenchmark
 from spot_ray.evaluate.once_files import OncePredictions, OnceTruth
 from spot_ray.schema.detections import Detections
@@ -137,6 +138,36 @@ def test_a_detection_leaves_in_the_lidars_frame(dataset: Dataset) -> None:
     np.testing.assert_allclose(found.boxes, [[2, -20, 1 - LIDAR.height_m, 4, 2, 1.5, -np.pi / 2]], atol=1e-6)
     assert found.classes.tolist() == [3]
     np.testing.assert_allclose(found.scores, [0.7])
+
+
+def test_a_submission_comes_back_to_the_ego_frames(dataset: Dataset, tmp_path: Path) -> None:
+    frames = list(range(len(dataset)))
+    detections = [as_detections(dataset, i) for i in frames]
+    benchmark = OnceBenchmark()
+    file, plain = tmp_path / "results.json", tmp_path / "plain.json"
+    benchmark.write(benchmark.from_detections(dataset, frames, detections), str(file))
+    # Others do not name the sequences.
+    plain.write_text(json.dumps([{**frame, "sequence_id": None} for frame in json.loads(file.read_text())]))
+    for uri in (file, plain):
+        placed = benchmark.in_ego(dataset, frames[::-1], benchmark.read(str(uri)))
+        assert sum(len(one.boxes) for one in placed) == 3
+        for one, same in zip(placed, detections[::-1], strict=True):
+            np.testing.assert_allclose(one.boxes[:, :6], same.boxes[:, :6], atol=1e-5)
+            np.testing.assert_allclose(np.exp(1j * one.boxes[:, 6]), np.exp(1j * same.boxes[:, 6]), atol=1e-6)
+            assert one.class_names == tuple(benchmark.class_names[c - 1] for c in same.classes)
+    some = benchmark.from_detections(dataset, frames[1:], detections[1:])
+    with pytest.raises(DataError, match="1 of 4 frames have no predictions"):
+        benchmark.in_ego(dataset, frames, some)
+
+
+def test_a_frame_that_two_sequences_have_needs_its_sequence(tmp_path: Path) -> None:
+    classes = Taxonomy("one", PAPER_TAXONOMY.classes, (SourceClass(1, "car", None, "Car"),), detection_classes=("Car",))
+    with DatasetWriter(str(tmp_path / "a"), name="two", rig=(LIDAR,), taxonomy=classes) as writer:
+        for sequence_id in "st":
+            writer.add(Sweep(sequence_id, "000000", 0, np.ones((3, 3), np.float32)))
+    found = OncePredictions({(None, "000000"): OnceBoxes(np.zeros((0, 7)), np.zeros(0, np.int64), np.zeros(0))})
+    with pytest.raises(DataError, match="frame 000000 is in several sequences"):
+        OnceBenchmark().in_ego(open_dataset(str(tmp_path / "a")), [0], found)
 
 
 def synthetic(uri: str, classes: Taxonomy, source_class: int) -> Dataset:

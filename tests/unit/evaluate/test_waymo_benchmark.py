@@ -176,6 +176,23 @@ def test_a_file_may_have_nothing_for_a_frame_but_not_for_a_segment(dataset: Data
     assert error.value.where == uri
 
 
+def test_predictions_come_back_to_the_ego_frames(dataset: Dataset, tmp_path: Path) -> None:
+    found = as_found(dataset, range(6))
+    uri = str(tmp_path / "predictions.bin")
+    BENCHMARK.write(BENCHMARK.from_detections(dataset, range(3), [*found[:2], Detections.empty()]), uri)
+    names = dataset.info.taxonomy.detection_classes
+    for one, same in zip(BENCHMARK.in_ego(dataset, [1, 0], BENCHMARK.read(uri)), found[1::-1], strict=True):
+        np.testing.assert_allclose(one.boxes, same.boxes)
+        np.testing.assert_allclose(one.scores, same.scores)
+        assert one.class_names == tuple(names[c - 1] for c in same.classes)
+    # A file has nothing for a frame in which nothing was found; a segment that it lacks was not looked at.
+    assert len(BENCHMARK.in_ego(dataset, [2], BENCHMARK.read(uri))[0].boxes) == 0
+    with pytest.raises(DataError, match=f"1 of 1 frames have no predictions, the first is frame b/{START_US}"):
+        BENCHMARK.in_ego(dataset, [3], BENCHMARK.read(uri))
+    with pytest.raises(DataError, match="1 of 1 frames have no predictions"):
+        BENCHMARK.in_ego(dataset, [2], BENCHMARK.from_detections(dataset, range(2), found[:2]))
+
+
 def test_nothing_found_can_be_scored_before_predicting_and_from_its_file(dataset: Dataset, tmp_path: Path) -> None:
     nothing = BENCHMARK.from_detections(dataset, range(6), [Detections.empty()] * 6)
     uri = str(tmp_path / "predictions.bin")

@@ -5,13 +5,15 @@ import numpy as np
 import pytest
 
 from spot_ray.errors import ConfigError, DataError
+from spot_ray.evaluate.benchmarks import find_benchmark
 from spot_ray.finetune import picture, predict
 from spot_ray.finetune.picture import draw_detected, true_boxes
 from spot_ray.schema.detections import Detections
 from spot_ray.schema.lidars import HDL_32E
 from spot_ray.schema.sweep import Boxes, Sweep
 from spot_ray.schema.taxonomy import PAPER_TAXONOMY, SemanticClass, SourceClass, Taxonomy
-from spot_ray.storage.dataset import Dataset, DatasetWriter
+from spot_ray.storage.dataset import Dataset, DatasetWriter, open_dataset
+from spot_ray.synthetic.run import synthesize
 from spot_ray.view.detections import Scene
 
 TAXONOMY = Taxonomy(
@@ -90,6 +92,34 @@ def test_predictions_are_named_and_those_below_the_least_score_left_out(
     assert [scene.truth is None for scene in drawn] == [False, True, False]
     assert predictions[2] is not None
     np.testing.assert_array_equal(predictions[2].scores, np.array([0.8, 0.2], np.float32))
+
+
+def test_predictions_of_a_submission_are_drawn(drawn: list[Scene], tmp_path: Path) -> None:
+    city, file = str(tmp_path / "city"), str(tmp_path / "results.bin")
+    synthesize(city, preset="waymo", num_sequences=1, num_frames=2)
+    dataset, benchmark = open_dataset(city), find_benchmark("waymo")
+    boxes = dataset[1].boxes
+    assert boxes is not None
+    found = Detections(
+        boxes.boxes[:2],
+        np.array([0.9, 0.2], np.float32),
+        dataset.info.taxonomy.benchmark_lookup("detection")[boxes.source_class[:2]],
+    )
+    benchmark.write(benchmark.from_detections(dataset, [0, 1], [Detections.empty(), found]), file)
+    frames = [f"{sequence}/{frame}" for sequence, frame in ids(dataset)]
+    draw_detected(str(tmp_path / "a.png"), data=city, frames=frames[::-1], predictions=file, metric="waymo")
+    first, second = (scene.prediction for scene in drawn)
+    assert first is not None
+    assert second is not None
+    np.testing.assert_array_equal(first.boxes, boxes.boxes[:1].astype(np.float64))
+    assert len(second.boxes) == 0
+    for wrong in ({"metric": "waymo"}, {"predictions": file}, {"predictions": file, "metric": "w", "checkpoint": "c"}):
+        with pytest.raises(ConfigError):
+            draw_detected(str(tmp_path / "b.png"), data=city, frames=frames, **wrong)
+
+
+def ids(dataset: Dataset) -> Iterator[tuple[str, str]]:
+    return zip(*(dataset.manifest.column(name).to_pylist() for name in ("sequence_id", "frame_id")), strict=True)
 
 
 def test_what_cannot_be_drawn_is_an_error(data: str, tmp_path: Path) -> None:

@@ -1,15 +1,11 @@
-"""Boxes of the ego frame in the frames that KITTI scores them in: that of its camera 0, and the image of camera 2."""
+"""Boxes in KITTI's columns as its cameras see them: the angle of observation, and the image of camera 2."""
 
 from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
 
-from spot_ray.geometry import se3
 from spot_ray.geometry.boxes import wrap_angle
-
-AXES_SE3_CAMERA = np.array([[0.0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0, 1]])
-"""Pose of a camera that looks along x from the origin, for boxes of frames that have none."""
 
 _NEAREST_M = 0.1
 """What is nearer to the camera's plane, or behind it, is cut off before projecting."""
@@ -19,31 +15,6 @@ _CORNERS = np.array([(along, up, across) for along in (-0.5, 0.5) for up in (-1,
 _EDGES = np.array([(i, i | bit) for bit in (1, 2, 4) for i in range(8) if not i & bit])
 
 Float = npt.NDArray[np.float64]
-
-
-def boxes_in_camera(boxes: npt.NDArray[np.floating], ego_SE3_camera: Float) -> Float:
-    """Return boxes of the ego frame in KITTI's columns; the inverse of what the converter does.
-
-    A box is upright in both frames, though they may be tilted against each other: its centre and its heading over the
-    ground are kept.
-
-    Args:
-        boxes: (M, 7) `[x, y, z, dx, dy, dz, yaw]`, ego frame.
-        ego_SE3_camera: (4, 4) pose of the rectified frame of camera 0.
-
-    Returns:
-        (M, 7) float64 height, width, length, x, y, z of the bottom's centre, rotation_y in [-π, π).
-    """
-    boxes = boxes.astype(np.float64)
-    result = np.empty((len(boxes), 7))
-    result[:, :3] = boxes[:, [5, 4, 3]]
-    result[:, 3:6] = se3.transform_points(np.linalg.inv(ego_SE3_camera), boxes[:, :3])
-    result[:, 4] += boxes[:, 5] / 2  # y points down
-    # The heading of rotation_y is (cos, 0, -sin) in the camera's frame.
-    turn = ego_SE3_camera[:2, [0, 2]] * [1, -1]
-    cos_sin = np.linalg.solve(turn, np.stack([np.cos(boxes[:, 6]), np.sin(boxes[:, 6])]))
-    result[:, 6] = wrap_angle(np.arctan2(cos_sin[1], cos_sin[0]))
-    return result
 
 
 def observation_angle(boxes: Float) -> Float:
