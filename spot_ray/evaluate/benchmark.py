@@ -83,7 +83,7 @@ class Benchmark(Protocol[Truth, Predictions]):
         """Return the ground truth of frames of a converted dataset.
 
         Raises:
-            DataError: If a frame lacks what the benchmark needs.
+            DataError: If a frame lacks what the benchmark needs, or is given twice.
         """
 
     def from_detections(self, dataset: Dataset, frames: Sequence[int], detections: Sequence[Detections]) -> Predictions:
@@ -99,7 +99,7 @@ class Benchmark(Protocol[Truth, Predictions]):
 
         Raises:
             DataError: If the dataset detects what the benchmark has no class for, a frame lacks what the benchmark
-                needs, or a detection is of no class of the dataset.
+                needs or is given twice, or a detection is of no class of the dataset.
         """
 
     def in_ego(self, dataset: Dataset, frames: Sequence[int], predictions: Predictions) -> list[EgoBoxes]:

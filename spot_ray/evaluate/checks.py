@@ -56,6 +56,20 @@ def check_classes(found: Detections, dataset: Dataset, frame: str) -> None:
         )
 
 
+def refuse_twice(frames: Sequence[int], *, where: str) -> None:
+    """Refuse frames of which one is given twice.
+
+    Args:
+        frames: Indices of frames of a dataset.
+        where: The dataset.
+
+    Raises:
+        DataError: If one is.
+    """
+    if len(set(frames)) != len(frames):
+        raise DataError("a frame is given twice", where=where, expected="every frame once")
+
+
 def refuse_unknown(unknown: Sequence[str], total: int, *, predictions: str, truth: str) -> None:
     """Refuse predictions for frames that do not exist.
 

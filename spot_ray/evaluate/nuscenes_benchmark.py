@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from spot_ray.errors import DataError
 from spot_ray.evaluate.benchmark import EgoBoxes, Scores
-from spot_ray.evaluate.checks import check_classes, class_places, refuse_missing, refuse_unknown
+from spot_ray.evaluate.checks import check_classes, class_places, refuse_missing, refuse_twice, refuse_unknown
 from spot_ray.evaluate.nuscenes import (
     ATTRIBUTES,
     DISTANCES_M,
@@ -221,6 +221,7 @@ class NuscenesBenchmark:
 
 def _names(dataset: Dataset, frames: Sequence[int]) -> tuple[str, ...]:
     """Return what frames are called; they have to be keyframes, each given once."""
+    refuse_twice(frames, where=dataset.uri)
     rows = dataset.manifest.take([int(i) for i in frames]) if len(frames) else dataset.manifest.slice(0, 0)
     between = np.flatnonzero(~rows.column("keyframe").to_numpy())
     names = [f"{row['sequence_id']}/{row['frame_id']}" for row in rows.select(["sequence_id", "frame_id"]).to_pylist()]
@@ -232,8 +233,6 @@ def _names(dataset: Dataset, frames: Sequence[int]) -> tuple[str, ...]:
         )
     if pc.count_distinct(dataset.manifest.column("frame_id")).as_py() == len(dataset):
         names = rows.column("frame_id").to_pylist()
-    if len(set(names)) != len(names):
-        raise DataError("a frame is given twice", where=dataset.uri, expected="every frame once")
     return tuple(names)
 
 

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from spot_ray.errors import DataError
 from spot_ray.evaluate.benchmark import EgoBoxes, Scores
-from spot_ray.evaluate.checks import check_classes, class_places, refuse_missing
+from spot_ray.evaluate.checks import check_classes, class_places, refuse_missing, refuse_twice
 from spot_ray.evaluate.once import (
     RANGES,
     SUPERCLASS_OF,
@@ -186,6 +186,7 @@ def _suffixes() -> tuple[str, ...]:
 
 
 def _keys(dataset: Dataset, frames: Sequence[int]) -> Iterable[FrameKey]:
+    refuse_twice(frames, where=dataset.uri)
     rows = dataset.manifest.take(np.asarray(frames, dtype=np.int64))
     return zip(rows.column("sequence_id").to_pylist(), rows.column("frame_id").to_pylist(), strict=True)
 

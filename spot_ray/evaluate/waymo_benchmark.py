@@ -11,7 +11,7 @@ import pyarrow as pa
 from spot_ray.config.load import suggestion
 from spot_ray.errors import DataError
 from spot_ray.evaluate.benchmark import EgoBoxes, Scores
-from spot_ray.evaluate.checks import check_classes, class_places, refuse_missing, refuse_unknown
+from spot_ray.evaluate.checks import check_classes, class_places, refuse_missing, refuse_twice, refuse_unknown
 from spot_ray.evaluate.waymo import LEVELS, RANGES, Measured, measure
 from spot_ray.evaluate.waymo_boxes import (
     CLASS_NAMES,
@@ -294,6 +294,7 @@ def _types(dataset: Dataset) -> npt.NDArray[np.uint8]:
 
 def _keys(dataset: Dataset, frames: Sequence[int]) -> tuple[FrameKey, ...]:
     """Return the names of frames: the sequence, and the time in microseconds."""
+    refuse_twice(frames, where=dataset.uri)
     rows = dataset.manifest.select(["sequence_id", "timestamp_ns"]).take(pa.array(frames, pa.int64()))
     segments, times = (rows.column(name).to_pylist() for name in ("sequence_id", "timestamp_ns"))
     return tuple((segment, time // 1000) for segment, time in zip(segments, times, strict=True))

@@ -155,6 +155,8 @@ def test_a_submission_comes_back_to_the_ego_frames(dataset: Dataset, tmp_path: P
             np.testing.assert_allclose(one.boxes[:, :6], same.boxes[:, :6], atol=1e-5)
             np.testing.assert_allclose(np.exp(1j * one.boxes[:, 6]), np.exp(1j * same.boxes[:, 6]), atol=1e-6)
             assert one.class_names == tuple(benchmark.class_names[c - 1] for c in same.classes)
+    with pytest.raises(DataError, match="a frame is given twice"):
+        benchmark.from_detections(dataset, [0, 0], detections[:1] * 2)
     some = benchmark.from_detections(dataset, frames[1:], detections[1:])
     with pytest.raises(DataError, match="1 of 4 frames have no predictions"):
         benchmark.in_ego(dataset, frames, some)

@@ -189,6 +189,8 @@ def test_predictions_come_back_to_the_ego_frames(dataset: Dataset, tmp_path: Pat
     assert len(BENCHMARK.in_ego(dataset, [2], BENCHMARK.read(uri))[0].boxes) == 0
     with pytest.raises(DataError, match=f"1 of 1 frames have no predictions, the first is frame b/{START_US}"):
         BENCHMARK.in_ego(dataset, [3], BENCHMARK.read(uri))
+    with pytest.raises(DataError, match="a frame is given twice"):
+        BENCHMARK.from_detections(dataset, [0, 0], found[:1] * 2)
     with pytest.raises(DataError, match="1 of 1 frames have no predictions"):
         BENCHMARK.in_ego(dataset, [2], BENCHMARK.from_detections(dataset, range(2), found[:2]))
 
