@@ -10,16 +10,17 @@ Beside the two arms of `benchmarks/claim.py`, whose stages are taken over where 
   `compute_ratio` in the report is what came of it. Making the labels (an eighth of a pre-training) is left out: it is
   done once for all runs.
 - `pre-trained, longer`: from the checkpoint, with as many epochs of fine-tuning as `scratch, equal compute` has: tells
-  whether pre-training is worth more than the steps that it saves.
+  whether pre-training is worth more than the steps that it saves. `at_equal_length` in the report is their paired
+  difference.
 - `shuffled labels`: pre-trained on the same sweeps and labels, each frame with those of another sequence's frame. What
   is left is what optimisation alone does to fresh weights, and the mean occupancy of a street.
 - `binary occupancy`: pre-trained on labels of one class, occupied (the paper's Table 13).
 - `5 % pre-training`, `20 % pre-training`: pre-trained on a part of the sequences, with as many steps as on all (to
   the nearest pass; `pretraining_steps` in the report): less to see, not less learning.
 
-It takes about three times as long as the claim itself, some two hours on two quiet cores; stopped, it goes on with the
-next call. The report,
-`claim/controls.json`, is like that of the claim, with an entry each arm; copied, dated, it is kept as
+It takes more than three times as long as the claim itself, some two and a half hours on two quiet cores; stopped, it
+goes on with the next call. The report, `claim/controls.json`, is like that of the claim, with an entry each arm;
+copied, dated, it is kept as
 
     cp claim/controls.json benchmarks/results/claim_controls-<date>-<device>.json
 """
@@ -36,7 +37,7 @@ from typing import Any
 import claim
 from claim import CITY, SIZES, TASKS, Size, Task
 from claim_data import binary_labels, shuffled_labels
-from claim_report import provenance, table, write_report
+from claim_report import paired, provenance, table, write_report
 from claim_stages import Result, Stage, run_stages
 
 from spot_ray.finetune.config import DetectionConfig
@@ -136,6 +137,7 @@ def main() -> None:
     )
     experiments = claim.rows(done, seeds, ARMS)
     for task, row in zip(TASKS, experiments, strict=True):
+        row["at_equal_length"] = {LONGER: paired(row[EQUAL]["scores"], row[LONGER]["scores"])}
         row["compute_ratio"] = {EQUAL: [done[f"{task.name}-{EQUAL}-{seed}"]["compute_ratio"] for seed in seeds]}
     report = {
         "benchmark": "claim_controls",
@@ -147,6 +149,10 @@ def main() -> None:
     }
     write_report(options.out / "controls.json", report)
     print(table(report["experiments"]))
+    for row in experiments:
+        gain = row["at_equal_length"][LONGER]
+        reach = "" if gain["interval"] is None else " ({:+.2f} to {:+.2f})".format(*(100 * x for x in gain["interval"]))
+        print(f"{row['name']}, {LONGER} from {EQUAL}: {100 * gain['mean']:+.2f}{reach}")
     print(f"\nin {report['seconds']:.0f} s; report: {options.out}/controls.json")
 
 
